@@ -1,0 +1,1 @@
+//! Objects in, PolicySet and findings out; pure

@@ -1,0 +1,1 @@
+//! Netlink attributes, batches and sockets for nfnetlink (nftables, log)

@@ -1,0 +1,1 @@
+//! Applies a typed ruleset to the kernel in one transaction

@@ -1,0 +1,1 @@
+//! The shell around the pure crates: sources, reconcile loop, status, control socket and command line.

@@ -1,0 +1,1 @@
+//! Network namespaces, traffic and generators for tests and the lab

@@ -1,0 +1,1 @@
+//! Dropped and accepted packets as records: NFLOG in, compatible lines out
