@@ -269,6 +269,50 @@ pub struct DropLog {
     pub group: u16,
 }
 
+impl PortRange {
+    /// True when the port is one of the range.
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == protocol && (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Ports {
+    /// True when a rule with these ports lets the port through.
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Ranges(ranges) => ranges.iter().any(|range| range.contains(protocol, port)),
+        }
+    }
+}
+
+impl Block {
+    /// Length of the largest prefix around `address` that this block covers whole: the block's own length where
+    /// nothing is excepted, more where it had to be cut; `None` outside the block and inside an `except`.
+    ///
+    /// So a block with exceptions counts as the prefixes it leaves, and the longest of all blocks wins a packet.
+    pub fn covering_prefix_len(&self, address: IpAddr) -> Option<u8> {
+        if !self.net.contains(&address) {
+            return None;
+        }
+        (self.net.prefix_len()..=self.net.max_prefix_len()).find(|length| {
+            let Ok(around) = IpNet::new(address, *length) else { return false };
+            let around = around.trunc();
+            !self.except.iter().any(|except| except.contains(&around) || around.contains(except))
+        })
+    }
+}
+
+impl Sources {
+    /// True when the address may come.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Blocks(blocks) => blocks.iter().any(|block| block.contains(&address)),
+        }
+    }
+}
+
 impl Default for DropLog {
     fn default() -> Self {
         Self { rate: 10, burst: 1, to: DropLogTarget::Nflog, group: 1 }
@@ -294,6 +338,7 @@ pub struct HostProtection {
     /// TCP sessions of the box that conntrack may not have seen yet: (remote address, remote port, local
     /// address, local port). They survive the moment host protection is switched on.
     pub live_sessions: BTreeSet<(IpAddr, u16, IpAddr, u16)>,
-    /// Prometheus node-exporter and nftables-exporter are reachable from inside.
-    pub metrics_ports: BTreeMap<String, u16>,
+    /// Sources of VXLAN (UDP 4789): the prefixes of the underlay network. Without them the box would lose its own
+    /// overlay the moment host protection is switched on.
+    pub underlay_prefixes: BTreeSet<IpNet>,
 }
