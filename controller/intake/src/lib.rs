@@ -1,1 +1,20 @@
-//! Objects in, PolicySet and findings out; pure
+//! Objects in, `PolicySet` and findings out; pure.
+//!
+//! [`parse`] turns the bytes of one manifest file into [`Manifest`]s, [`Objects::new`] sorts what all sources
+//! delivered by kind and name, and [`intake`] judges it: what is valid becomes a [`fw_policy::PolicySet`], what is
+//! not becomes [`Finding`]s. A bad entry costs that entry, never its neighbours, and never opens anything.
+//!
+//! Objects are read as JSON trees and not as typed structs, because a wrong type in one entry must not lose the
+//! object. The schema in `fw-crds` is the strict side; the API server enforces it before we see the object.
+
+mod facts;
+mod finding;
+mod manifest;
+mod objects;
+mod outcome;
+
+pub use facts::{HostFacts, Interface};
+pub use finding::{Finding, Reason, Severity, Subject};
+pub use manifest::{MAX_FILE_BYTES, Manifest, ParseError, parse};
+pub use objects::{Id, Objects};
+pub use outcome::{Intake, PolicyState, inside_changed, intake};
