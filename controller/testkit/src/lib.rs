@@ -1,1 +1,25 @@
-//! Network namespaces, traffic and generators for tests and the lab
+//! Network namespaces, traffic and generators for tests, benches and the lab.
+//!
+//! Everything happens in namespaces that this crate makes and removes; the host's own interfaces, rules and
+//! sysctls are never touched. Root is needed, and `ip`, `nft` and `conntrack` where their helpers are used.
+//!
+//! * [`Netns`]: a namespace; run closures and programs in it. [`Process`]: a program that ends with its guard.
+//! * [`topology`]: the standard lab, cluster side, firewall, internet side.
+//! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
+//! * [`gen`](mod@gen): random policies and packets, and policies as manifests.
+//! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
+
+#![allow(
+    unsafe_code,
+    reason = "setns between fork and exec, signal handlers and packet sockets are not in std"
+)]
+
+mod cleanup;
+mod netns;
+pub mod nft;
+mod process;
+pub mod topology;
+
+pub use cleanup::on_signal;
+pub use netns::Netns;
+pub use process::Process;
