@@ -1,4 +1,16 @@
-//! PolicySet to ruleset.
+//! PolicySet to ruleset. The pieces, in the order of the data path: [`base`] (what always stands), [`policies`],
+//! [`services`], [`nat`] and [`host`].
+
+mod base;
+mod host;
+mod names;
+mod nat;
+mod policies;
+mod ports;
+mod prefixes;
+mod services;
+
+use std::collections::BTreeSet;
 
 use fw_policy::{Origin, PolicySet};
 
@@ -22,8 +34,47 @@ pub struct Problem {
     pub message: String,
 }
 
+/// Cells (prefix elements and port ranges) that policies may fill by default.
+pub const DEFAULT_CELL_LIMIT: usize = 1_000_000;
+
 /// Compiles a policy set. A pure function: the same objects give the same ruleset.
-pub fn compile(set: &PolicySet) -> Compiled {
-    let _ = set;
-    Compiled::default()
+///
+/// `cell_limit` bounds prefix elements and port ranges together. Past it the policies that ask for most are left
+/// out, largest first, until the rest fits; each is a [`Problem`].
+pub fn compile(set: &PolicySet, cell_limit: usize) -> Compiled {
+    let mut ruleset = base::ruleset(&set.firewall);
+    let (left_out, problems) = left_out(set, cell_limit);
+    policies::add(&mut ruleset, set, &left_out);
+    services::add(&mut ruleset, set);
+    services::add_addresses(&mut ruleset, &set.load_balancer_addresses);
+    nat::add(&mut ruleset, &set.firewall);
+    if let Some(host) = &set.firewall.host {
+        host::add(&mut ruleset, host);
+    }
+    Compiled { ruleset, problems }
+}
+
+/// The names of the policies that do not fit, and the problems that say so.
+fn left_out(set: &PolicySet, cell_limit: usize) -> (BTreeSet<String>, Vec<Problem>) {
+    let mut sizes: Vec<(usize, &String)> =
+        set.policies.iter().map(|(name, policy)| (policies::cells_of(policy), name)).collect();
+    let mut total = sizes.iter().fold(0usize, |sum, (size, _)| sum.saturating_add(*size));
+    sizes.sort_unstable();
+    let mut names = BTreeSet::new();
+    let mut problems = Vec::new();
+    while total > cell_limit
+        && let Some((size, name)) = sizes.pop()
+    {
+        total = total.saturating_sub(size);
+        names.insert(name.clone());
+        problems.push(Problem {
+            origin: Origin::policy(name, ""),
+            message: format!(
+                "asks for {size} prefixes and port ranges, and all policies together may have {cell_limit}: \
+                 it is not enforced and opens nothing; use fewer or wider blocks, or fewer exceptions"
+            ),
+        });
+    }
+    problems.sort_by(|a, b| a.origin.cmp(&b.origin));
+    (names, problems)
 }

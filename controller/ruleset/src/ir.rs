@@ -292,6 +292,13 @@ pub enum Statement {
     Family(Family),
     /// `iifname @inside`, `tcp dport 80-90`, …
     Match(Selector, Test),
+    /// `ip saddr . th sport @set`: the concatenated key is an element of the set.
+    ConcatInSet {
+        /// The key, in the order of the set's fields.
+        key: Vec<Selector>,
+        /// Name of the set.
+        set: String,
+    },
     /// `ip daddr . meta l4proto . th dport vmap @map`: ends the rule when the key is not there.
     VerdictMap {
         /// The key, in the order of the map's fields.

@@ -10,8 +10,8 @@ pub mod ir;
 mod plan;
 mod render;
 
-pub use compile::{Compiled, Problem, compile};
+pub use compile::{Compiled, DEFAULT_CELL_LIMIT, Problem, compile};
 pub use evaluate::{Evaluation, evaluate};
 pub use ir::Ruleset;
 pub use plan::{Count, Counts, Op, Plan, plan};
-pub use render::render;
+pub use render::{render, rule_text};

@@ -66,8 +66,177 @@ impl Plan {
 }
 
 /// The transaction from `current` (what our table holds; `None` = no table of ours) to `wanted`.
-/// `counts` gives start values to rules and counters that have to be made again.
+///
+/// Only differences become steps. A chain whose rules differ is emptied and filled again, with `counts` as start
+/// values of its counters. Where the kind of a set or the hook of a chain changed, which only an upgrade of this
+/// program does, the table is deleted and made again in the same transaction.
 pub fn plan(current: Option<&Ruleset>, wanted: &Ruleset, counts: &Counts) -> Plan {
-    let _ = (current, wanted, counts);
-    Plan::default()
+    let Some(current) = current else {
+        return Plan { ops: everything(&Ruleset::default(), wanted, counts, false) };
+    };
+    if is_redefined(current, wanted) {
+        return Plan { ops: everything(current, wanted, counts, true) };
+    }
+    let mut steps = Steps::default();
+    steps.counters(current, wanted, counts);
+    steps.sets(current, wanted);
+    steps.chains(current, wanted, counts);
+    Plan { ops: steps.in_order() }
+}
+
+/// The steps that make the whole table, after deleting the one that is there.
+fn everything(current: &Ruleset, wanted: &Ruleset, counts: &Counts, delete: bool) -> Vec<Op> {
+    let mut steps = Steps::default();
+    let nothing = Ruleset::default();
+    steps.counters(&nothing, wanted, counts);
+    steps.sets(&nothing, wanted);
+    steps.chains(&nothing, wanted, &moved(current, wanted, counts));
+    let mut ops = if delete { vec![Op::DeleteTable] } else { Vec::new() };
+    ops.push(Op::CreateTable);
+    ops.extend(steps.in_order());
+    ops
+}
+
+/// Counts of the rules of `current` under the places the same rules have in `wanted`.
+fn moved(current: &Ruleset, wanted: &Ruleset, counts: &Counts) -> Counts {
+    let mut result = Counts { named: counts.named.clone(), rules: BTreeMap::new() };
+    for (name, chain) in &wanted.chains {
+        let old = current.chains.get(name).map_or(&[][..], |chain| &chain.rules[..]);
+        for (position, rule) in chain.rules.iter().enumerate() {
+            let before = if old.is_empty() { Some(position) } else { same_rule(old, rule) };
+            let count = before.and_then(|before| counts.rules.get(&(name.clone(), before)));
+            if let Some(count) = count {
+                result.rules.insert((name.clone(), position), *count);
+            }
+        }
+    }
+    result
+}
+
+/// Position of the rule that carries the same counter: the same rule, or else one with the same comment.
+fn same_rule(rules: &[Rule], wanted: &Rule) -> Option<usize> {
+    let equal = rules.iter().position(|rule| rule == wanted);
+    equal.or_else(|| {
+        let comment = wanted.comment.as_ref()?;
+        rules.iter().position(|rule| rule.comment.as_ref() == Some(comment))
+    })
+}
+
+fn is_redefined(current: &Ruleset, wanted: &Ruleset) -> bool {
+    let set_changed = |(name, set): (&String, &Set)| {
+        current
+            .sets
+            .get(name)
+            .is_some_and(|old| (&old.key, old.kind, old.map) != (&set.key, set.kind, set.map))
+    };
+    let hook_changed =
+        |(name, chain): (&String, &Chain)| current.chains.get(name).is_some_and(|old| old.hook != chain.hook);
+    wanted.sets.iter().any(set_changed) || wanted.chains.iter().any(hook_changed)
+}
+
+/// Steps sorted by what may refer to what: things exist before they are named, and are unnamed before they go.
+#[derive(Default)]
+struct Steps {
+    create: Vec<Op>,
+    flush: Vec<Op>,
+    delete_elements: Vec<Op>,
+    append: Vec<Op>,
+    add_elements: Vec<Op>,
+    delete: Vec<Op>,
+}
+
+impl Steps {
+    fn in_order(self) -> Vec<Op> {
+        let parts =
+            [self.create, self.flush, self.delete_elements, self.append, self.add_elements, self.delete];
+        parts.into_iter().flatten().collect()
+    }
+
+    fn counters(&mut self, current: &Ruleset, wanted: &Ruleset, counts: &Counts) {
+        for name in wanted.counters.keys().filter(|name| !current.counters.contains_key(*name)) {
+            let start = counts.named.get(name).copied().unwrap_or_default();
+            self.create.push(Op::CreateCounter(name.clone(), start));
+        }
+        for name in current.counters.keys().filter(|name| !wanted.counters.contains_key(*name)) {
+            self.delete.push(Op::DeleteCounter(name.clone()));
+        }
+    }
+
+    fn sets(&mut self, current: &Ruleset, wanted: &Ruleset) {
+        let empty = BTreeMap::new();
+        for (name, set) in &wanted.sets {
+            let old = current.sets.get(name);
+            if old.is_none() {
+                let definition = Set { elements: BTreeMap::new(), ..set.clone() };
+                self.create.push(Op::CreateSet(name.clone(), definition));
+            }
+            self.elements(name, old.map_or(&empty, |old| &old.elements), &set.elements);
+        }
+        for (name, set) in current.sets.iter().filter(|(name, _)| !wanted.sets.contains_key(*name)) {
+            // Elements go first: a chain they name may be deleted in this transaction too.
+            self.elements(name, &set.elements, &empty);
+            self.delete.push(Op::DeleteSet(name.clone()));
+        }
+    }
+
+    fn elements(
+        &mut self,
+        set: &str,
+        old: &BTreeMap<Key, Option<Verdict>>,
+        new: &BTreeMap<Key, Option<Verdict>>,
+    ) {
+        let differs = |key: &Key, verdict: &Option<Verdict>, other: &BTreeMap<Key, Option<Verdict>>| {
+            other.get(key) != Some(verdict)
+        };
+        let gone: Vec<Key> = old
+            .iter()
+            .filter(|(key, verdict)| differs(key, verdict, new))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let come: Vec<(Key, Option<Verdict>)> = new
+            .iter()
+            .filter(|(key, verdict)| differs(key, verdict, old))
+            .map(|(key, verdict)| (key.clone(), verdict.clone()))
+            .collect();
+        if !gone.is_empty() {
+            self.delete_elements.push(Op::DeleteElements(set.to_owned(), gone));
+        }
+        if !come.is_empty() {
+            self.add_elements.push(Op::AddElements(set.to_owned(), come));
+        }
+    }
+
+    fn chains(&mut self, current: &Ruleset, wanted: &Ruleset, counts: &Counts) {
+        for (name, chain) in &wanted.chains {
+            match current.chains.get(name) {
+                None => {
+                    let definition = Chain { rules: Vec::new(), ..chain.clone() };
+                    self.create.push(Op::CreateChain(name.clone(), definition));
+                    self.append_rules(name, chain, &[], counts);
+                }
+                Some(old) if old.rules != chain.rules => {
+                    self.flush.push(Op::FlushChain(name.clone()));
+                    self.append_rules(name, chain, &old.rules, counts);
+                }
+                Some(_) => {}
+            }
+        }
+        for name in current.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
+            self.flush.push(Op::FlushChain(name.clone()));
+            self.delete.insert(0, Op::DeleteChain(name.clone()));
+        }
+    }
+
+    /// `old` are the rules that `counts` numbers; empty when `counts` has the numbers of `chain` itself.
+    fn append_rules(&mut self, name: &str, chain: &Chain, old: &[Rule], counts: &Counts) {
+        for (position, rule) in chain.rules.iter().enumerate() {
+            let before = if old.is_empty() { Some(position) } else { same_rule(old, rule) };
+            let start = before.and_then(|before| counts.rules.get(&(name.to_owned(), before)));
+            self.append.push(Op::AppendRule(
+                name.to_owned(),
+                rule.clone(),
+                start.copied().unwrap_or_default(),
+            ));
+        }
+    }
 }
