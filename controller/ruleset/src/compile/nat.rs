@@ -1,7 +1,7 @@
 //! Source NAT of cluster traffic by the network it leaves by.
 //!
 //! ```text
-//! chain postrouting { oifname vmap @snat }                        # "vlan179" : jump snat-internet
+//! chain postrouting { oifname vmap @snat_by_network }                       # "vlan179" : jump snat-internet
 //! chain snat-internet { ip saddr @cluster_prefixes goto snat-internet-v4 }
 //! chain snat-internet-v4 { jhash ip saddr . ip daddr . th sport mod 2 == 0 goto snat-internet-203.0.113.5 … }
 //! chain snat-internet-203.0.113.5 { counter snat ip to 203.0.113.5 comment "snat for internet" }
@@ -35,8 +35,8 @@ pub(super) fn add(ruleset: &mut Ruleset, firewall: &Firewall) {
         }
         add_masquerade(ruleset, network, &target);
     }
-    add_interface_map(ruleset, "snat", elements);
-    let lookup = Statement::VerdictMap { key: vec![Selector::OutputInterface], map: "snat".to_owned() };
+    add_interface_map(ruleset, "snat_by_network", elements);
+    let lookup = Statement::VerdictMap { key: vec![Selector::OutputInterface], map: "snat_by_network".to_owned() };
     let hook =
         Hook { kind: ChainKind::Nat, point: HookPoint::Postrouting, priority: 100, policy_drop: false };
     let postrouting = Chain { hook: Some(hook), rules: vec![rule([lookup])], origin: None };

@@ -1,0 +1,44 @@
+# Every step a person or CI takes. A fresh Debian 12 with rustup and git needs nothing else: the targets install
+# what is missing and say so first.
+CARGO ?= cargo
+# What the tests, the lab and the benchmarks run beside ours; package names are Debian's.
+PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
+
+.PHONY: help build demo test lint bench soak fuzz bless tools clean
+
+help:            ## print this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+build: tools     ## build the programs
+	$(CARGO) build --workspace
+
+demo: tools      ## the lab: real traffic through the real firewall, in network namespaces of its own
+	$(CARGO) build -q -p fw-controller --bin firewall-controller
+	$(CARGO) run -q -p fw-testkit --bin lab
+
+test: tools      ## every test; needs root (network namespaces, nftables)
+	$(CARGO) build --workspace --features fw-controller/fault-injection
+	$(CARGO) test --workspace --features fw-controller/fault-injection
+	$(MAKE) fuzz
+
+lint: tools      ## formatting and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+
+bench: tools     ## ours beside a reference in one run; exits 1 when a ratio misses its goal
+	$(CARGO) bench -p fw-controller --bench firewall
+
+soak: tools      ## the long forms of the tests
+	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture soak
+
+fuzz: tools      ## build the fuzz targets and run each for some seconds
+	deploy/scripts/fuzz.sh
+
+bless:           ## rewrite goldens and generated files from what the code says now
+	BLESS=1 $(CARGO) test --workspace --features fw-controller/fault-injection golden
+
+tools:
+	@deploy/scripts/tools.sh $(PACKAGES)
+
+clean:           ## remove what was built
+	$(CARGO) clean
