@@ -36,7 +36,8 @@ pub(super) fn add(ruleset: &mut Ruleset, firewall: &Firewall) {
         add_masquerade(ruleset, network, &target);
     }
     add_interface_map(ruleset, "snat_by_network", elements);
-    let lookup = Statement::VerdictMap { key: vec![Selector::OutputInterface], map: "snat_by_network".to_owned() };
+    let lookup =
+        Statement::VerdictMap { key: vec![Selector::OutputInterface], map: "snat_by_network".to_owned() };
     let hook =
         Hook { kind: ChainKind::Nat, point: HookPoint::Postrouting, priority: 100, policy_drop: false };
     let postrouting = Chain { hook: Some(hook), rules: vec![rule([lookup])], origin: None };
