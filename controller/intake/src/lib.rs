@@ -7,14 +7,29 @@
 //! Objects are read as JSON trees and not as typed structs, because a wrong type in one entry must not lose the
 //! object. The schema in `fw-crds` is the strict side; the API server enforces it before we see the object.
 
+mod address;
+mod allowed;
 mod facts;
+mod field;
 mod finding;
+mod firewall;
+mod inside;
 mod manifest;
+mod names;
+mod network;
 mod objects;
 mod outcome;
+mod peers;
+mod policy;
+mod ports;
+mod report;
+mod selectors;
+mod service;
+mod text;
 
 pub use facts::{HostFacts, Interface};
 pub use finding::{Finding, Reason, Severity, Subject};
+pub use inside::inside_changed;
 pub use manifest::{MAX_FILE_BYTES, Manifest, ParseError, parse};
-pub use objects::{Id, Objects};
-pub use outcome::{Intake, PolicyState, inside_changed, intake};
+pub use objects::{Id, MAX_OBJECTS, Objects};
+pub use outcome::{Intake, PolicyState, intake};

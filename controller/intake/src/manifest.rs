@@ -1,8 +1,11 @@
 //! YAML and JSON files to objects.
 
 use serde_json::Value;
+use serde_saphyr::Spanned;
+use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::finding::{Finding, Reason, Severity, Subject};
+use crate::text::{kind_of, one_line};
 
 /// Largest manifest file that is read, in bytes.
 pub const MAX_FILE_BYTES: usize = 4 * 1024 * 1024;
@@ -51,6 +54,82 @@ impl ParseError {
 /// All or nothing: a file with one broken document gives the error of that document, so that a half-written file
 /// is never taken for a complete one. Size, depth, documents, nodes and alias expansion are bounded.
 pub fn parse(path: &str, bytes: &[u8]) -> Result<Vec<Manifest>, ParseError> {
-    let _ = bytes;
-    Err(ParseError { path: path.to_owned(), line: 0, column: 0, message: "not written yet".to_owned() })
+    let refuse = |line, column, message: String| ParseError { path: path.to_owned(), line, column, message };
+    if bytes.len() > MAX_FILE_BYTES {
+        let message = format!("the file has {} bytes, at most {MAX_FILE_BYTES} are read", bytes.len());
+        return Err(refuse(0, 0, message));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let before = &bytes[..error.valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
+        refuse(line, 0, "the file is not UTF-8 text".to_owned())
+    })?;
+    let documents: Vec<Spanned<Value>> = serde_saphyr::from_multiple_with_options(text, yaml_options())
+        .map_err(|error| {
+            let place = error.location();
+            let message = error.without_snippet().to_string();
+            refuse(
+                place.map_or(0, |place| place.line()),
+                place.map_or(0, |place| place.column()),
+                format!("not valid YAML: {}", one_line(&message)),
+            )
+        })?;
+    let mut manifests = Vec::new();
+    for document in documents {
+        let line = document.referenced.line();
+        if !document.value.is_object() {
+            let column = document.referenced.column();
+            let message = format!("a document must be a Kubernetes object, not {}", kind_of(&document.value));
+            return Err(refuse(line, column, message));
+        }
+        flatten(path, line, document.value, &mut manifests);
+    }
+    Ok(manifests)
+}
+
+/// Bounds for hostile files. serde-saphyr's own are meant for one configuration file; a file of the largest size
+/// that is full of policies needs more nodes, and no manifest needs as many aliases.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: 64,
+            max_documents: 20_000,
+            max_nodes: 1_000_000,
+            max_events: 3_000_000,
+            max_aliases: 1_000,
+            max_anchors: 1_000,
+            max_merge_keys: 1_000,
+            max_recorded_anchor_events: 100_000,
+            max_total_scalar_bytes: MAX_FILE_BYTES,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: 100_000,
+            max_replay_stack_depth: 16,
+        },
+        // Two values for one key: nobody can say which one was meant, so the file is refused.
+        duplicate_keys: DuplicateKeyPolicy::Error,
+        emit_comments: false,
+        with_snippet: false,
+    }
+}
+
+/// Takes `List`, `ServiceList` and the like apart. The items of a typed list may come without kind and version,
+/// as the API server sends them.
+fn flatten(path: &str, line: u64, body: Value, manifests: &mut Vec<Manifest>) {
+    let text = |key: &str| body.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    let item_kind = kind.strip_suffix("List").unwrap_or_default();
+    let Value::Object(mut map) = body else { return };
+    match map.get_mut("items") {
+        Some(Value::Array(items)) if kind.ends_with("List") => {
+            for mut item in std::mem::take(items) {
+                if let (Value::Object(map), false) = (&mut item, item_kind.is_empty()) {
+                    map.entry("kind").or_insert_with(|| item_kind.into());
+                    map.entry("apiVersion").or_insert_with(|| version.clone().into());
+                }
+                manifests.push(Manifest { source: path.to_owned(), line, body: item });
+            }
+        }
+        _ => manifests.push(Manifest { source: path.to_owned(), line, body: Value::Object(map) }),
+    }
 }

@@ -2,11 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use fw_policy::{Inside, PolicySet};
+use fw_policy::{ObjectKind, Origin, PolicySet, ServiceName};
 
+use crate::allowed::Allowed;
 use crate::facts::HostFacts;
-use crate::finding::Finding;
-use crate::objects::{Id, Objects};
+use crate::finding::{Finding, Reason, Severity, Subject};
+use crate::firewall::read_firewall;
+use crate::inside;
+use crate::manifest::Manifest;
+use crate::names::NAMESPACE;
+use crate::objects::{Id, Objects, origin};
+use crate::policy::read_policy;
+use crate::report::Report;
+use crate::service::read_service;
+use crate::text::safe;
+
+/// Findings of one intake that are kept; the rest is counted.
+const MAX_FINDINGS: usize = 10_000;
 
 /// What the objects mean.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -57,13 +69,129 @@ impl PolicyState {
 
 /// Judges all objects. A pure function: the same objects and facts give the same result, in any order.
 pub fn intake(objects: &Objects<'_>, facts: &HostFacts) -> Intake {
-    let _ = facts;
-    Intake { findings: objects.findings.clone(), ..Intake::default() }
+    let mut intake = Intake { findings: objects.findings().to_vec(), ..Intake::default() };
+    let allowed = intake.add_firewall(objects, facts);
+    for (id, manifest) in objects.of_kind(ObjectKind::ClusterwideNetworkPolicy) {
+        intake.add_policy(id, manifest, &allowed);
+    }
+    for (id, manifest) in objects.of_kind(ObjectKind::Service) {
+        intake.add_service(id, manifest, &allowed);
+    }
+    intake.add_inapplicable(objects);
+    intake.finish();
+    intake
 }
 
-/// Compares an inside that was chosen by routes with what the routes say now. The caller keeps the facts of the
-/// moment of choice for [`intake`] and asks here after each route change.
-pub fn inside_changed(chosen: &Inside, now: &HostFacts) -> Option<Finding> {
-    let _ = (chosen, now);
-    None
+impl Intake {
+    fn add_firewall(&mut self, objects: &Objects<'_>, facts: &HostFacts) -> Allowed {
+        let mut allowed = Allowed::default();
+        let (chosen, finding) = select_firewall(objects, facts);
+        self.findings.extend(finding);
+        if let Some((id, manifest)) = chosen {
+            let mut report = Report::new(id);
+            (self.set.firewall, allowed) = read_firewall(&manifest.body, facts, &mut report);
+            self.firewall = Some(id.clone());
+            self.findings.extend(report.into_findings());
+        }
+        self.inside = inside::describe(&self.set.firewall.inside);
+        allowed
+    }
+
+    fn add_policy(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
+        let mut report = Report::new(id);
+        let (policy, state) = read_policy(&manifest.body, allowed, &mut report);
+        if let Some(policy) = policy {
+            self.set.policies.insert(id.name.clone(), policy);
+        }
+        self.states.insert(id.clone(), state);
+        self.findings.extend(report.into_findings());
+    }
+
+    fn add_service(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
+        let mut report = Report::new(id);
+        let read = read_service(&manifest.body, &allowed.ingress, &mut report);
+        self.set.load_balancer_addresses.extend(read.assigned);
+        if let Some(service) = read.service {
+            let name = ServiceName { namespace: id.namespace.clone(), name: id.name.clone() };
+            self.set.services.insert(name, service);
+        }
+        self.findings.extend(report.into_findings());
+    }
+
+    /// Policies that were sorted out before they were read are ignored, and their status says why.
+    fn add_inapplicable(&mut self, objects: &Objects<'_>) {
+        for finding in objects.findings().iter().filter(|finding| finding.reason == Reason::Inapplicable) {
+            let Some(Origin { kind: kind @ ObjectKind::ClusterwideNetworkPolicy, namespace, name, .. }) =
+                finding.origin().cloned()
+            else {
+                continue;
+            };
+            let ignored = || PolicyState::Ignored { message: finding.message.clone() };
+            self.states.entry(Id { kind, namespace, name }).or_insert_with(ignored);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.findings.sort();
+        self.findings.dedup();
+        let more = self.findings.len().saturating_sub(MAX_FINDINGS);
+        if more > 0 {
+            self.findings.truncate(MAX_FINDINGS + 1);
+            if let Some(last) = self.findings.last_mut() {
+                last.severity = Severity::Error;
+                last.reason = Reason::TooMany;
+                last.message = format!("{more} findings from this object on are not shown");
+                last.remedy = "correct those shown first".to_owned();
+            }
+        }
+    }
+}
+
+/// The Firewall of this machine: the one of its name, else the only one, else the one called `firewall`.
+fn select_firewall<'o>(
+    objects: &'o Objects<'_>,
+    facts: &HostFacts,
+) -> (Option<(&'o Id, &'o Manifest)>, Option<Finding>) {
+    let all: Vec<(&Id, &Manifest)> = objects.of_kind(ObjectKind::Firewall).collect();
+    let called = |name: &str| all.iter().copied().find(|(id, _)| id.name == name);
+    if let Some(name) = facts.firewall_name.as_deref() {
+        let found = called(name);
+        let missing = || no_firewall(name, Severity::Warning, "this Firewall does not exist".to_owned(), ADD);
+        return (found, found.is_none().then(missing));
+    }
+    match (all.as_slice(), called("firewall")) {
+        // A warning and no error: `check` on a file with policies alone is no failure.
+        ([], _) => {
+            (None, Some(no_firewall("firewall", Severity::Warning, "there is no Firewall".to_owned(), ADD)))
+        }
+        ([only], _) => (Some(*only), None),
+        (several, Some(chosen)) => {
+            let finding = Finding {
+                subject: Subject::Object(origin(chosen.0)),
+                severity: Severity::Warning,
+                reason: Reason::DuplicateObject,
+                message: format!("there are {} Firewalls; the one called firewall counts", several.len()),
+                remedy: CHOOSE.to_owned(),
+            };
+            (Some(chosen), Some(finding))
+        }
+        (several, None) => {
+            let message = format!("there are {} Firewalls and none is called firewall", several.len());
+            (None, Some(no_firewall("firewall", Severity::Error, message, CHOOSE)))
+        }
+    }
+}
+
+const ADD: &str = "add a Firewall in namespace firewall";
+const CHOOSE: &str = "give --firewall-name to choose one";
+
+fn no_firewall(name: &str, severity: Severity, why: String, remedy: &str) -> Finding {
+    let id = Id { kind: ObjectKind::Firewall, namespace: NAMESPACE.to_owned(), name: safe(name) };
+    Finding {
+        subject: Subject::Object(origin(&id)),
+        severity,
+        reason: Reason::NoFirewall,
+        message: why + ", so nothing is opened",
+        remedy: remedy.to_owned(),
+    }
 }

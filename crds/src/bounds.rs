@@ -1,0 +1,23 @@
+//! Bounds that the schema and the intake share. They are far above what is in use; they keep the estimated cost of
+//! the CEL rules inside the API server's limits and a hostile object from stalling the compiler.
+
+/// Rules of one direction of a policy.
+pub const MAX_RULES: usize = 512;
+/// Peers of one rule.
+pub const MAX_PEERS: usize = 10_000;
+/// Exceptions of one peer.
+pub const MAX_EXCEPTS: usize = 1_000;
+/// Ports of one rule or Service.
+pub const MAX_PORTS: usize = 512;
+/// DNS selectors of one rule.
+pub const MAX_SELECTORS: usize = 1_000;
+/// Prefixes in one list of a Firewall or of a Service.
+pub const MAX_PREFIXES: usize = 1_000;
+/// Networks, egress rules, rate limits and inside interfaces of a Firewall.
+pub const MAX_NETWORKS: usize = 256;
+/// Addresses of one egress rule, or assigned to one Service.
+pub const MAX_ADDRESSES: usize = 256;
+/// SSH ports of the box.
+pub const MAX_SSH_PORTS: usize = 16;
+/// Lines per second, and burst, of the drop log.
+pub const MAX_LOG_RATE: u32 = 1_000_000;
