@@ -1,0 +1,28 @@
+//! `explain`
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use fw_intake::HostFacts;
+
+use super::{EXIT_NO, offline, print};
+use crate::config::ExplainArgs;
+use crate::explain::{Explanation, explain};
+use crate::packet_text;
+
+pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    let packet = packet_text::parse(&args.packet).context("--packet")?;
+    let judged = offline::judge(&args.paths, &HostFacts::default());
+    let mut stderr = std::io::stderr().lock();
+    for finding in judged.findings.iter().filter(|finding| finding.severity == fw_intake::Severity::Error) {
+        writeln!(stderr, "{finding}")?;
+    }
+    show(&explain(&judged.intake.set, &judged.compiled.ruleset, &packet), args.json)
+}
+
+fn show(answer: &Explanation, json: bool) -> anyhow::Result<ExitCode> {
+    let text = if json { serde_json::to_string_pretty(answer)? + "\n" } else { answer.to_string() };
+    print(text)?;
+    Ok(if answer.accepted { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+}

@@ -1,0 +1,304 @@
+//! The command line: every flag of every subcommand, in one place.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Where the running controller keeps what must survive it.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/firewall-controller";
+/// Where the running controller is asked.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/firewall-controller/control.sock";
+
+/// Turns ClusterwideNetworkPolicies, Firewalls and Services into nftables rules.
+#[derive(Debug, Parser)]
+#[command(
+    name = "firewall-controller",
+    version,
+    about = "Turns ClusterwideNetworkPolicy, Firewall and Service manifests into nftables rules",
+    long_about = "Turns ClusterwideNetworkPolicy, Firewall and Service manifests into the rules of one nftables \
+                  table, `inet firewall`, and keeps them so. Only the difference is ever sent to the kernel: \
+                  counters and connections survive every change.",
+    after_help = "Start with `check` on your manifests, look at `render`, ask `explain` about a packet, then `run`."
+)]
+pub struct Cli {
+    /// How much to log on standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogLevel::Info, value_name = "LEVEL")]
+    pub log_level: LogLevel,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How much to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogLevel {
+    /// Only what needs somebody.
+    Error,
+    /// And what is wrong but handled, findings among it.
+    Warn,
+    /// And every change of what is enforced.
+    Info,
+    /// And why it changed.
+    Debug,
+    /// And every step.
+    Trace,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enforce the manifests in a directory and follow its changes
+    Run(RunArgs),
+    /// Say what is wrong with manifests
+    Check(CheckArgs),
+    /// Print the ruleset that manifests give, as text for nft
+    Render(RenderArgs),
+    /// Say what would happen to a packet, and which policy entry decides
+    Explain(ExplainArgs),
+    /// Show what the running controller enforces, counts and complains about
+    Status(StatusArgs),
+    /// List the rules of the running controller with the objects they come from
+    Legend(ClientArgs),
+    /// Remove our table from the kernel, on purpose
+    Flush(FlushArgs),
+    /// Print the CustomResourceDefinitions
+    #[command(after_help = "Example:\n  firewall-controller crds | kubectl apply -f -")]
+    Crds,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  firewall-controller completions bash \
+                            > /etc/bash_completion.d/firewall-controller")]
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+/// `run`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Enforces the manifests in a directory and follows its changes.\n\n\
+        DIR is read with its subdirectories (8 levels; links to directories are not followed): files *.yaml, \
+        *.yml and *.json; names that start with '.' or '#' or end in '~' are ignored. A file that does not parse \
+        keeps the objects it last had; a removed file removes its objects; a directory that is missing changes \
+        nothing. SIGHUP reads everything again. SIGTERM stops the controller and leaves the rules in the kernel; \
+        `firewall-controller flush` removes them.",
+    after_help = "Examples:\n  \
+        firewall-controller run --manifests /etc/firewall-controller/manifests\n  \
+        firewall-controller run --manifests ./deploy/examples/lab --state-dir /tmp/fw --control-socket /tmp/fw.sock"
+)]
+pub struct RunArgs {
+    /// Directory of manifests.
+    #[arg(long, value_name = "DIR")]
+    pub manifests: PathBuf,
+    /// Where the last complete set of objects and the counters are kept across restarts.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// Unix socket on which `status`, `explain`, `legend` and `flush` are served (mode 0660).
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+    /// Name of this firewall in the status; the host's name if not given.
+    #[arg(long, value_name = "NAME")]
+    pub firewall_name: Option<String>,
+    /// Seconds between two readings of the kernel's counters when nobody asks for them.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub counter_interval: u32,
+    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
+    #[arg(long, value_name = "ADDRESS", hide_short_help = true)]
+    pub metrics_addr: Option<String>,
+    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
+    #[arg(
+        long = "enable-IDS",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        hide_short_help = true
+    )]
+    pub enable_ids: Option<bool>,
+    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    pub hosts_file: Option<PathBuf>,
+}
+
+/// `check`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Says what is wrong with manifests: one finding a line, with the object, the field, the reason and \
+        what to do. Exit code 0 = everything written is enforced (there may be warnings), 1 = something is not. Nothing is \
+        sent to the kernel.",
+    after_help = "Examples:\n  firewall-controller check policy.yaml\n  firewall-controller check deploy/examples/lab"
+)]
+pub struct CheckArgs {
+    /// Manifests, or directories of them; `-` is standard input.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+}
+
+/// `render`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Prints the ruleset that manifests give, as text for nft. Findings go to standard error; what they \
+        concern is left out. On a machine where the controller runs, the kernel refuses to have its table checked \
+        by others, so check the text in an empty namespace.",
+    after_help = "Examples:\n  \
+        firewall-controller render deploy/examples/lab\n  \
+        firewall-controller render policy.yaml firewall.yaml | unshare -rn nft -c -f -"
+)]
+pub struct RenderArgs {
+    /// Manifests, or directories of them; `-` is standard input.
+    #[arg(required = true, value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// What may be asked of this machine.
+    #[command(flatten)]
+    pub host: HostArgs,
+}
+
+/// What `render` and `explain` may ask the machine they run on.
+#[derive(Debug, Args)]
+pub struct HostArgs {
+    /// Use the addresses, routes and SSH ports of this machine, as `run` does; otherwise only the manifests count.
+    #[arg(long)]
+    pub this_host: bool,
+}
+
+/// `explain`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Says what would happen to a packet and which policy entry decides, or what would have to be \
+        allowed. Without FILE the running controller is asked.\n\n\
+        A packet is written as PROTOCOL SOURCE -> DESTINATION in INTERFACE out INTERFACE [state STATE]:\n  \
+        tcp 10.0.1.5:40000 -> 1.2.3.4:443 in vrf104009 out vlan179\n  \
+        udp [2001:db8::5]:5353 -> [2001:db8:1::53]:53 in vrf104009 out vlan179\n  \
+        icmp 10.0.1.5 -> 1.2.3.4 in vrf104009 out vlan179          (an echo request)\n  \
+        icmp 3/4 1.2.3.4 -> 10.0.1.5 in vlan179 out vrf104009 state related\n  \
+        proto 47 10.0.1.5 -> 1.2.3.4 in vrf104009 out vlan179\n\
+        Destinations are as the forward hook sees them: after DNAT, before SNAT. The source port may be left out.",
+    after_help = "Examples:\n  \
+        firewall-controller explain deploy/examples/lab --packet 'tcp 10.0.1.5:40000 -> 1.2.3.4:443 in vrf104009 out vlan179'\n  \
+        firewall-controller explain --packet 'udp 10.0.1.5 -> 1.1.1.1:53 in vrf104009 out vlan179'\n\n\
+        Exit code 0 = accepted, 1 = error, 3 = dropped."
+)]
+pub struct ExplainArgs {
+    /// Manifests, or directories of them; `-` is standard input. None: the running controller is asked.
+    #[arg(value_name = "FILE|DIR")]
+    pub paths: Vec<PathBuf>,
+    /// The packet.
+    #[arg(long, value_name = "PACKET")]
+    pub packet: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// What may be asked of this machine.
+    #[command(flatten)]
+    pub host: HostArgs,
+    /// How to reach the running controller.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// How to reach the running controller.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// Control socket of the running controller.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For reading.
+    Text,
+    /// YAML, in the shape of the Firewall object.
+    Yaml,
+    /// JSON, in the shape of the Firewall object.
+    Json,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Shows what the running controller enforces, counts and complains about, in the shape that \
+        `kubectl describe firewall` has. Counter values never go down while the machine is up.",
+    after_help = "Examples:\n  firewall-controller status\n  \
+        firewall-controller status -o json | jq '.status.stats.rules.accept'\n\n\
+        Exit code 0 = the rules are enforced, 1 = the controller could not be asked, 3 = NOT ENFORCING."
+)]
+pub struct StatusArgs {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Text, value_name = "FORMAT")]
+    pub output: Output,
+    /// How to reach the running controller.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+/// `flush`
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Removes our table from the kernel, on purpose, with the addresses we put on interfaces and the \
+        stored snapshot. The running controller stays up in state FLUSHED, NOT ENFORCING, until `flush --undo` or a \
+        restart. When no controller runs, a table it left behind is removed.",
+    after_help = "Examples:\n  firewall-controller flush\n  firewall-controller flush --undo"
+)]
+pub struct FlushArgs {
+    /// Enforce again.
+    #[arg(long)]
+    pub undo: bool,
+    /// State directory to clear when no controller runs.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    pub state_dir: PathBuf,
+    /// How to reach the running controller.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run_args(line: &str) -> RunArgs {
+        let words = ["firewall-controller", "run"].into_iter().chain(line.split_whitespace());
+        match Cli::try_parse_from(words).unwrap().command {
+            Command::Run(args) => args,
+            other => panic!("parsed as {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_existing_unit_files_are_taken() {
+        let args = run_args(
+            "--manifests /m --log-level debug --metrics-addr :8080 --enable-IDS --hosts-file /etc/hosts --firewall-name fw1",
+        );
+        assert_eq!(args.enable_ids, Some(true));
+        assert_eq!(args.metrics_addr.as_deref(), Some(":8080"));
+        assert_eq!(args.firewall_name.as_deref(), Some("fw1"));
+        assert_eq!(run_args("--manifests /m --enable-IDS=false").enable_ids, Some(false));
+    }
+
+    #[test]
+    fn manifests_are_required() {
+        let error = Cli::try_parse_from(["firewall-controller", "run"]).unwrap_err().to_string();
+        assert!(error.contains("--manifests"), "{error}");
+    }
+
+    #[test]
+    fn every_subcommand_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            if ["legend", "help"].contains(&command.get_name()) {
+                continue;
+            }
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Example"), "{} --help has no example", command.get_name());
+        }
+    }
+}
