@@ -1,1 +1,19 @@
-//! Netlink attributes, batches and sockets for nfnetlink (nftables, log)
+//! Netlink attributes, batches and sockets for two nfnetlink subsystems: nftables and log.
+//!
+//! | module | what | sockets |
+//! |---|---|---|
+//! | [`attr`], [`message`], [`batch`] | netlink's own layout: attributes, messages, transactions | no |
+//! | [`nft`] | nftables messages and expressions, both ways | no |
+//! | [`nflog`] | NFLOG configuration and packets; [`nflog::Reader`] owns a socket | only the reader |
+//! | [`socket`] | the system calls | yes |
+//!
+//! Everything that reads takes hostile bytes: lengths are checked, nothing panics, unknown attributes are skipped
+//! and unknown expressions kept as [`nft::Expr::Unknown`].
+#![allow(unsafe_code, reason = "socket calls have no safe form in std; only `socket` holds unsafe blocks")]
+
+pub mod attr;
+pub mod batch;
+pub mod message;
+
+pub mod nft;
+pub mod socket;
