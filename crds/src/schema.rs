@@ -1,0 +1,55 @@
+//! Pieces of JSON schema that the derives cannot say.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A CIDR prefix. The API server checks `format: cidr` with the parser the old product used; unlike a CEL rule it
+/// costs nothing of the CEL budget, however long the lists are.
+pub(crate) fn cidr(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "cidr", "maxLength": MAX_CIDR })
+}
+
+/// A list of at most `MAX` CIDR prefixes.
+pub(crate) fn cidrs<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema {
+    let items = cidr(generator);
+    json_schema!({ "type": "array", "maxItems": MAX, "items": items })
+}
+
+/// Longest text of a prefix: an IPv6 address with an IPv4 tail and a length.
+const MAX_CIDR: usize = 49;
+
+/// A list of at most `MAX` addresses. Only the characters are checked here.
+pub(crate) fn addresses<const MAX: usize>(_: &mut SchemaGenerator) -> Schema {
+    let item = json_schema!({ "type": "string", "pattern": "^[0-9a-fA-F:.]+$", "maxLength": 45 });
+    json_schema!({ "type": "array", "maxItems": MAX, "items": item })
+}
+
+/// TCP, the default, or UDP.
+pub(crate) fn protocol(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["TCP", "UDP"], "default": "TCP" })
+}
+
+/// A port from 1 to 65535, as a number or, as the Go type took it, as digits in quotes. Bounds hold for numbers
+/// only and the pattern for texts only; neither costs CEL budget.
+pub(crate) fn port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "minimum": 1,
+        "maximum": 65535,
+        "pattern": "^([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])$",
+    })
+}
+
+/// A count that only grows. The Go type is uint64; Kubernetes knows int64.
+pub(crate) fn count(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int64", "minimum": 0 })
+}
+
+/// A rate of the Go type uint32.
+pub(crate) fn rate(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX })
+}
+
+/// Any object, kept as it is.
+pub(crate) fn anything(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "x-kubernetes-preserve-unknown-fields": true })
+}
