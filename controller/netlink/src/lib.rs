@@ -14,6 +14,7 @@
 pub mod attr;
 pub mod batch;
 pub mod message;
+pub mod nflog;
 
 pub mod nft;
 pub mod socket;

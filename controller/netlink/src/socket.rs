@@ -112,7 +112,8 @@ impl Socket {
     pub fn ignore_port(&self, port: u32) -> Result<(), SocketError> {
         // Classic BPF loads big-endian, nlmsg_pid (offset 12) is in host order.
         let wanted = u32::from_be_bytes(port.to_ne_bytes());
-        let op = |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k };
+        let op =
+            |code: u32, jt, jf, k| libc::sock_filter { code: u16::try_from(code).unwrap_or(0), jt, jf, k };
         let mut program = [
             op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 12),
             op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, wanted),
@@ -241,20 +242,15 @@ impl Socket {
         let mut address = empty_address();
         // SAFETY: `address` is a sockaddr_nl and the length given is its size.
         let bound = unsafe {
-            libc::bind(
-                self.fd.as_raw_fd(),
-                (&raw const address).cast(),
-                socklen::<libc::sockaddr_nl>(),
-            )
+            libc::bind(self.fd.as_raw_fd(), (&raw const address).cast(), socklen::<libc::sockaddr_nl>())
         };
         if bound < 0 {
             return Err(failed("bind"));
         }
         let mut length = socklen::<libc::sockaddr_nl>();
         // SAFETY: `address` has room for `length` bytes, which the kernel does not exceed.
-        let named = unsafe {
-            libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length)
-        };
+        let named =
+            unsafe { libc::getsockname(self.fd.as_raw_fd(), (&raw mut address).cast(), &raw mut length) };
         if named < 0 {
             return Err(failed("getsockname"));
         }
@@ -279,8 +275,7 @@ impl Socket {
     fn size_buffer(&self, force: libc::c_int, plain: libc::c_int, bytes: usize) -> Result<(), SocketError> {
         let bytes = bytes.clamp(*SOCKET_BUFFER.start(), *SOCKET_BUFFER.end());
         let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
-        self.option(libc::SOL_SOCKET, force, bytes)
-            .or_else(|_| self.option(libc::SOL_SOCKET, plain, bytes))
+        self.option(libc::SOL_SOCKET, force, bytes).or_else(|_| self.option(libc::SOL_SOCKET, plain, bytes))
     }
 
     fn send(&self, bytes: &[u8]) -> Result<(), SocketError> {
@@ -414,7 +409,9 @@ impl Answer {
         let ack = ack?;
         match self.failure.take() {
             Some(error) => Err(error),
-            None if ack.errno == libc::EINTR || (ack.errno == 0 && self.torn) => Err(SocketError::Interrupted),
+            None if ack.errno == libc::EINTR || (ack.errno == 0 && self.torn) => {
+                Err(SocketError::Interrupted)
+            }
             None if ack.errno != 0 => Err(SocketError::Refused(ack)),
             None => Ok(()),
         }

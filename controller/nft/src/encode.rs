@@ -4,8 +4,8 @@ use fw_netlink::attr::Attrs;
 use fw_netlink::batch::Batch;
 use fw_netlink::message::{Ack, flag, subsystem};
 use fw_netlink::nft::{
-    self, BaseChain, Chain as KernelChain, Counter, Element, INET, NamedCounter, Rule as KernelRule, Set as KernelSet,
-    Table as KernelTable, chunk_elements, encode_elements, message, udata,
+    self, BaseChain, Chain as KernelChain, Counter, Element, INET, NamedCounter, Rule as KernelRule,
+    Set as KernelSet, Table as KernelTable, chunk_elements, encode_elements, message, udata,
 };
 use fw_policy::Origin;
 use fw_ruleset::ir::{Chain, ChainKind, Hook, HookPoint, Key, Set, TABLE, Verdict};
@@ -154,7 +154,13 @@ impl Transaction {
         Ok(())
     }
 
-    fn push(&mut self, op: usize, message: u8, flags: u16, fill: impl FnOnce(&mut fw_netlink::attr::Writer<'_>)) {
+    fn push(
+        &mut self,
+        op: usize,
+        message: u8,
+        flags: u16,
+        fill: impl FnOnce(&mut fw_netlink::attr::Writer<'_>),
+    ) {
         self.sources.push(Source { op, first_element: 0 });
         self.batch.push(message, flags, INET, fill);
     }
@@ -184,14 +190,22 @@ impl Transaction {
     }
 
     /// What the kernel objected to, in the names of the plan. `bytes` are the finished transaction's.
-    pub fn refusal(&self, plan: &Plan, wanted: &Ruleset, at: &Position<'_>, ack: Ack, others: usize) -> Refusal {
+    pub fn refusal(
+        &self,
+        plan: &Plan,
+        wanted: &Ruleset,
+        at: &Position<'_>,
+        ack: Ack,
+        others: usize,
+    ) -> Refusal {
         let source = self.sources.get(at.message).copied().unwrap_or(Source { op: 0, first_element: 0 });
         let op = plan.ops.get(source.op);
         let detail = op.and_then(|op| detail(op, source.first_element, at, ack.offset));
         Refusal {
             op: source.op,
             place: op.map_or_else(|| "the transaction".to_owned(), describe_op),
-            origin: op.and_then(|op| origin(op, detail.as_ref(), wanted)),
+            origin: op
+                .and_then(|op| op_origin(op, detail.as_ref().and_then(|d| d.target.as_deref()), wanted)),
             detail: detail.map(|detail| detail.text),
             errno: ack.errno,
             text: ack.text,
@@ -274,11 +288,11 @@ fn entry_at(attributes: &[u8], list: u16, offset: usize) -> Option<(usize, fw_ne
     }
 }
 
-fn origin(op: &Op, detail: Option<&Detail>, wanted: &Ruleset) -> Option<Origin> {
-    let chain = |name: &String| wanted.chains.get(name).and_then(|chain: &Chain| chain.origin.clone());
+/// Whose a step is; `target` is the chain that the refused element leads to.
+pub(crate) fn op_origin(op: &Op, target: Option<&str>, wanted: &Ruleset) -> Option<Origin> {
+    let chain = |name: &str| wanted.chains.get(name).and_then(|chain: &Chain| chain.origin.clone());
     let set = |name: &String| wanted.sets.get(name).and_then(|set: &Set| set.origin.clone());
-    let target = detail.and_then(|detail| detail.target.as_ref()).and_then(chain);
-    target.or_else(|| match op {
+    target.and_then(chain).or_else(|| match op {
         Op::CreateChain(name, created) => created.origin.clone().or_else(|| chain(name)),
         Op::CreateSet(name, created) => created.origin.clone().or_else(|| set(name)),
         Op::AppendRule(name, ..) | Op::FlushChain(name) | Op::DeleteChain(name) => chain(name),
@@ -287,7 +301,7 @@ fn origin(op: &Op, detail: Option<&Detail>, wanted: &Ruleset) -> Option<Origin> 
     })
 }
 
-fn describe_op(op: &Op) -> String {
+pub(crate) fn describe_op(op: &Op) -> String {
     match op {
         Op::DeleteTable => format!("the deletion of table inet {TABLE}"),
         Op::CreateTable => format!("table inet {TABLE}"),

@@ -77,6 +77,7 @@ pub(crate) mod libc_errno {
     pub(crate) const ENOMEM: i32 = 12;
     pub(crate) const EBUSY: i32 = 16;
     pub(crate) const EEXIST: i32 = 17;
+    pub(crate) const EINVAL: i32 = 22;
     pub(crate) const EMLINK: i32 = 31;
     pub(crate) const ERANGE: i32 = 34;
     pub(crate) const ERESTART: i32 = 85;

@@ -10,6 +10,7 @@
 
 mod encode;
 mod error;
+pub mod fake;
 mod kernel;
 mod lower;
 mod monitor;

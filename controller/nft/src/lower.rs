@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use fw_netlink::nft::{
-    Bitwise, Cmp, CmpOp, Counter, Ct, Dynset, Expr, Hash, LimitUnit, Log, LogTarget, Lookup, Masquerade, Meta,
-    NamedCounter, Nat, Payload, Register, register_at, udata,
+    Bitwise, Cmp, CmpOp, Counter, Ct, Dynset, Expr, Hash, LimitUnit, Log, LogTarget, Lookup, Masquerade,
+    Meta, NamedCounter, Nat, Payload, Register, register_at, udata,
 };
 use fw_policy::ConntrackState;
 use fw_ruleset::Count;
@@ -114,7 +114,8 @@ impl Lowering {
             }
             Statement::VerdictMap { key, map } => {
                 self.load_key(key, 0)?;
-                let lookup = Lookup { set: map.clone(), sreg: register_at(0), dreg: Some(0), inverted: false };
+                let lookup =
+                    Lookup { set: map.clone(), sreg: register_at(0), dreg: Some(0), inverted: false };
                 self.exprs.push(Expr::Lookup(lookup));
             }
             Statement::Limit(bucket) => self.exprs.push(limit(bucket)),
@@ -173,7 +174,8 @@ impl Lowering {
         let sreg = register_at(0);
         self.load(selector, sreg)?;
         let cmp = |op, value| Expr::Cmp(Cmp { sreg, op, data: value_bytes(value) });
-        let lookup = |set: &String, inverted| Expr::Lookup(Lookup { set: set.clone(), sreg, dreg: None, inverted });
+        let lookup =
+            |set: &String, inverted| Expr::Lookup(Lookup { set: set.clone(), sreg, dreg: None, inverted });
         match test {
             Test::Equal(value) => {
                 self.exprs.push(cmp(CmpOp::Eq, value));
@@ -244,8 +246,7 @@ impl Lowering {
 
     fn require_protocol(&mut self, number: u8) -> Result<(), LowerError> {
         if let Some(known) = self.protocol {
-            let conflict =
-                || LowerError::Conflict(format!("protocol {known}"), format!("protocol {number}"));
+            let conflict = || LowerError::Conflict(format!("protocol {known}"), format!("protocol {number}"));
             return if known == number { Ok(()) } else { Err(conflict()) };
         }
         self.protocol = Some(number);
@@ -270,7 +271,9 @@ impl Lowering {
                     (Family::V6, Side::Destination) => 24,
                 },
             ),
-            Selector::Port { side: Side::Source, .. } | Selector::IcmpType(_) => payload(Payload::TRANSPORT, 0),
+            Selector::Port { side: Side::Source, .. } | Selector::IcmpType(_) => {
+                payload(Payload::TRANSPORT, 0)
+            }
             Selector::Port { side: Side::Destination, .. } => payload(Payload::TRANSPORT, 2),
         };
         self.exprs.push(expr);
@@ -289,7 +292,8 @@ impl Lowering {
         let len = self.load_key(key, HASH_SOURCE)?;
         let dreg = register_at(0);
         // nft sends the exact seed only when one is written; without it the kernel would draw one.
-        let hash = Hash { source: Some((register_at(HASH_SOURCE), len)), dreg, modulus, seed: Some(0), offset: 0 };
+        let hash =
+            Hash { source: Some((register_at(HASH_SOURCE), len)), dreg, modulus, seed: Some(0), offset: 0 };
         self.exprs.push(Expr::Hash(hash));
         self.exprs.push(Expr::Cmp(Cmp::eq(dreg, equals.to_ne_bytes())));
         Ok(())
@@ -341,15 +345,15 @@ fn mask(family: Family, prefix: u8) -> Vec<u8> {
 }
 
 fn fits(selector: &Selector, value: &Value) -> Result<(), LowerError> {
-    let right = match (selector, value) {
+    let right = matches!(
+        (selector, value),
         (Selector::InputInterface | Selector::OutputInterface, Value::IfName(_))
-        | (Selector::L4Protocol, Value::Protocol(_))
-        | (Selector::Address { family: Family::V4, .. }, Value::Ipv4(_))
-        | (Selector::Address { family: Family::V6, .. }, Value::Ipv6(_))
-        | (Selector::Port { .. }, Value::Port(_))
-        | (Selector::IcmpType(_), Value::IcmpType(_)) => true,
-        _ => false,
-    };
+            | (Selector::L4Protocol, Value::Protocol(_))
+            | (Selector::Address { family: Family::V4, .. }, Value::Ipv4(_))
+            | (Selector::Address { family: Family::V6, .. }, Value::Ipv6(_))
+            | (Selector::Port { .. }, Value::Port(_))
+            | (Selector::IcmpType(_), Value::IcmpType(_))
+    );
     if right {
         return Ok(());
     }

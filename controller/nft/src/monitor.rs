@@ -116,7 +116,12 @@ enum Progress {
     Commit(Option<Drift>),
 }
 
-fn note(message: &Message<'_>, pending: &mut Option<Drift>, seen: &mut Option<u32>, ended: &mut Option<Drift>) {
+fn note(
+    message: &Message<'_>,
+    pending: &mut Option<Drift>,
+    seen: &mut Option<u32>,
+    ended: &mut Option<Drift>,
+) {
     let (subsystem, kind) = message.nfnl();
     if subsystem != subsystem::NFTABLES {
         return;

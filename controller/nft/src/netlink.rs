@@ -8,16 +8,16 @@ use fw_netlink::attr::DecodeError;
 use fw_netlink::batch::{Batch, Encoded, Finish};
 use fw_netlink::message::{Ack, Head, Message, flag, subsystem};
 use fw_netlink::nft::{
-    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable, decode_elements,
-    elements_request, message, table_flag, udata,
+    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable,
+    decode_elements, elements_request, message, table_flag, udata,
 };
 use fw_netlink::socket::{Outcome, Socket, SocketError};
 use fw_ruleset::ir::TABLE;
 use fw_ruleset::{Count, Counts, Plan, Ruleset};
 
 use crate::encode::{MARK, Position, Transaction, encode_plan, sequence_numbers, table_userdata};
-use crate::error::libc_errno::{EPERM, ERESTART};
 use crate::error::Error;
+use crate::error::libc_errno::{EPERM, ERESTART};
 use crate::kernel::{Foreign, Kernel, Receipt, Step, Table};
 use crate::monitor::Monitor;
 use crate::observe::{Observed, ObservedChain, ObservedRule, ObservedSet, add};
@@ -111,12 +111,17 @@ impl NetlinkKernel {
     }
 
     fn get_generation(&mut self) -> Result<u32, SocketError> {
-        let head = Head { subsystem: subsystem::NFTABLES, message: message::GET_GENERATION, ..Head::default() };
+        let head =
+            Head { subsystem: subsystem::NFTABLES, message: message::GET_GENERATION, ..Head::default() };
         let mut id = None;
-        self.socket.request(head, |_| {}, |answer| {
-            id = Some(Generation::decode(answer.attrs())?.id);
-            Ok(())
-        })?;
+        self.socket.request(
+            head,
+            |_| {},
+            |answer| {
+                id = Some(Generation::decode(answer.attrs())?.id);
+                Ok(())
+            },
+        )?;
         id.ok_or(SocketError::Decode(DecodeError::Missing(1)))
     }
 
@@ -138,13 +143,17 @@ impl NetlinkKernel {
 
     fn find_table(&mut self) -> Result<Option<KernelTable>, SocketError> {
         let mut found = None;
-        self.dump(message::GET_TABLE, |_| {}, |answer| {
-            let table = KernelTable::decode(answer.attrs())?;
-            if table.name == TABLE {
-                found = Some(table);
-            }
-            Ok(())
-        })?;
+        self.dump(
+            message::GET_TABLE,
+            |_| {},
+            |answer| {
+                let table = KernelTable::decode(answer.attrs())?;
+                if table.name == TABLE {
+                    found = Some(table);
+                }
+                Ok(())
+            },
+        )?;
         Ok(found)
     }
 
@@ -169,39 +178,55 @@ impl NetlinkKernel {
     fn read_contents(&mut self) -> Result<Observed, SocketError> {
         let generation = self.get_generation()?;
         let mut observed = Observed { generation, owned: self.owned, ..Observed::default() };
-        self.dump(message::GET_CHAIN, |w| Chain::select(w, TABLE), |answer| {
-            let chain = Chain::decode(answer.attrs())?;
-            if chain.table == TABLE {
-                observed.chains.insert(chain.name, ObservedChain { base: chain.base, rules: Vec::new() });
-            }
-            Ok(())
-        })?;
-        self.dump(message::GET_RULE, |w| Rule::select(w, TABLE), |answer| {
-            let rule = Rule::decode(answer.attrs())?;
-            if rule.table == TABLE {
-                let comment = udata::find_comment(&rule.userdata);
-                let chain = observed.chains.entry(rule.chain).or_default();
-                chain.rules.push(ObservedRule::new(rule.exprs, comment));
-            }
-            Ok(())
-        })?;
-        self.dump(message::GET_SET, |w| Set::select(w, TABLE), |answer| {
-            let definition = Set::decode(answer.attrs())?;
-            if definition.table == TABLE && definition.flags & Set::ANONYMOUS == 0 {
-                let name = definition.name.clone();
-                observed.sets.insert(name, ObservedSet { definition, elements: Vec::new() });
-            }
-            Ok(())
-        })?;
+        self.dump(
+            message::GET_CHAIN,
+            |w| Chain::select(w, TABLE),
+            |answer| {
+                let chain = Chain::decode(answer.attrs())?;
+                if chain.table == TABLE {
+                    observed.chains.insert(chain.name, ObservedChain { base: chain.base, rules: Vec::new() });
+                }
+                Ok(())
+            },
+        )?;
+        self.dump(
+            message::GET_RULE,
+            |w| Rule::select(w, TABLE),
+            |answer| {
+                let rule = Rule::decode(answer.attrs())?;
+                if rule.table == TABLE {
+                    let comment = udata::find_comment(&rule.userdata);
+                    let chain = observed.chains.entry(rule.chain).or_default();
+                    chain.rules.push(ObservedRule::new(rule.exprs, comment));
+                }
+                Ok(())
+            },
+        )?;
+        self.dump(
+            message::GET_SET,
+            |w| Set::select(w, TABLE),
+            |answer| {
+                let definition = Set::decode(answer.attrs())?;
+                if definition.table == TABLE && definition.flags & Set::ANONYMOUS == 0 {
+                    let name = definition.name.clone();
+                    observed.sets.insert(name, ObservedSet { definition, elements: Vec::new() });
+                }
+                Ok(())
+            },
+        )?;
         for (name, set) in &mut observed.sets {
             if set.definition.flags & Set::EVAL != 0 {
                 continue;
             }
-            self.dump(message::GET_ELEMENTS, |w| elements_request(w, TABLE, name), |answer| {
-                let (_, _, elements) = decode_elements(answer.attrs())?;
-                set.elements.extend(elements);
-                Ok(())
-            })?;
+            self.dump(
+                message::GET_ELEMENTS,
+                |w| elements_request(w, TABLE, name),
+                |answer| {
+                    let (_, _, elements) = decode_elements(answer.attrs())?;
+                    set.elements.extend(elements);
+                    Ok(())
+                },
+            )?;
         }
         observed.counters = self.named_counters()?;
         if self.get_generation()? == generation { Ok(observed) } else { Err(SocketError::Interrupted) }
@@ -209,26 +234,34 @@ impl NetlinkKernel {
 
     fn named_counters(&mut self) -> Result<BTreeMap<String, Count>, SocketError> {
         let mut counters = BTreeMap::new();
-        self.dump(message::GET_OBJECT, |w| NamedCounter::select(w, TABLE), |answer| {
-            match NamedCounter::decode(answer.attrs())? {
-                Some(object) if object.table == TABLE => {
-                    counters.insert(object.name, count(object.counter));
+        self.dump(
+            message::GET_OBJECT,
+            |w| NamedCounter::select(w, TABLE),
+            |answer| {
+                match NamedCounter::decode(answer.attrs())? {
+                    Some(object) if object.table == TABLE => {
+                        counters.insert(object.name, count(object.counter));
+                    }
+                    _ => {}
                 }
-                _ => {}
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         Ok(counters)
     }
 
     fn tallies(&mut self, mut take: impl FnMut(RuleTally)) -> Result<(), SocketError> {
-        self.dump(message::GET_RULE, |w| Rule::select(w, TABLE), |answer| {
-            let tally = RuleTally::decode(answer.attrs())?;
-            if tally.table == TABLE {
-                take(tally);
-            }
-            Ok(())
-        })
+        self.dump(
+            message::GET_RULE,
+            |w| Rule::select(w, TABLE),
+            |answer| {
+                let tally = RuleTally::decode(answer.attrs())?;
+                if tally.table == TABLE {
+                    take(tally);
+                }
+                Ok(())
+            },
+        )
     }
 
     fn read_foreign(&mut self) -> Result<Foreign, SocketError> {

@@ -72,8 +72,7 @@ impl ObservedRule {
     }
 
     fn is(&self, rule: &Rule) -> bool {
-        self.comment == rule.comment
-            && lower(rule, Count::default()).is_ok_and(|exprs| exprs == self.exprs)
+        self.comment == rule.comment && lower(rule, Count::default()).is_ok_and(|exprs| exprs == self.exprs)
     }
 }
 

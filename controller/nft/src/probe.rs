@@ -3,8 +3,8 @@
 use fw_netlink::batch::{Batch, Finish};
 use fw_netlink::message::{flag, subsystem};
 use fw_netlink::nft::{
-    Chain, Element, Expr, Fib, Hash, INET, Log, LogTarget, Meta, Rule, Set, Table, Tproxy, encode_elements, message,
-    register_at, table_flag,
+    Chain, Element, Expr, Fib, Hash, INET, Log, LogTarget, Meta, Rule, Set, Table, Tproxy, encode_elements,
+    message, register_at, table_flag,
 };
 use fw_netlink::socket::{Outcome, Socket, SocketError};
 
@@ -60,7 +60,12 @@ impl Features {
                 "6.12",
                 "elements are renewed by add, delete and add in one transaction",
             ),
-            feature("nftables hash", self.hash, "4.10 (CONFIG_NFT_HASH)", "only one SNAT address per network works"),
+            feature(
+                "nftables hash",
+                self.hash,
+                "4.10 (CONFIG_NFT_HASH)",
+                "only one SNAT address per network works",
+            ),
             feature("nftables log", self.log, "3.14 (CONFIG_NFT_LOG)", "drops cannot be logged"),
             feature("nftables fib", self.fib, "4.10 (CONFIG_NFT_FIB_INET)", "not needed"),
             feature("nftables tproxy", self.tproxy, "4.19 (CONFIG_NFT_TPROXY)", "not needed"),
@@ -134,8 +139,7 @@ impl<'a> Probe<'a> {
             base: Some(base),
             userdata: Vec::new(),
         };
-        let rule =
-            Rule { table: TABLE.to_owned(), chain: chain.name.clone(), exprs, userdata: Vec::new() };
+        let rule = Rule { table: TABLE.to_owned(), chain: chain.name.clone(), exprs, userdata: Vec::new() };
         self.batch.push(message::NEW_CHAIN, flag::CREATE, INET, |w| chain.encode(w));
         self.batch.push(message::NEW_RULE, flag::CREATE | flag::APPEND, INET, |w| rule.encode(w));
         self

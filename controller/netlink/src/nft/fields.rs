@@ -75,7 +75,8 @@ impl<'a> Fields<'a> {
 
     /// True when every attribute present was asked for.
     pub(super) fn complete(&self) -> bool {
-        let unasked = |(kind, slot): (usize, &Option<Attr<'_>>)| slot.is_some() && self.asked & (1 << kind) == 0;
+        let unasked =
+            |(kind, slot): (usize, &Option<Attr<'_>>)| slot.is_some() && self.asked & (1 << kind) == 0;
         !self.strange && !self.slots.iter().enumerate().any(unasked)
     }
 }

@@ -17,10 +17,14 @@ mod set;
 mod table;
 pub mod udata;
 
-pub use action::{Counter, Dynset, Limit, LimitUnit, Log, LogTarget, Masquerade, Nat, Quota, Redirect, Reject, Tproxy};
+pub use action::{
+    Counter, Dynset, Limit, LimitUnit, Log, LogTarget, Masquerade, Nat, Quota, Redirect, Reject, Tproxy,
+};
 pub use chain::{BaseChain, Chain};
 pub use data::{Register, Verdict, register_at};
-pub use element::{Element, ElementChunk, ElementData, chunk_elements, decode_elements, elements_request, encode_elements};
+pub use element::{
+    Element, ElementChunk, ElementData, chunk_elements, decode_elements, elements_request, encode_elements,
+};
 pub use expr::Expr;
 pub use matching::{Bitwise, Byteorder, Cmp, CmpOp, Ct, Fib, Hash, Lookup, Meta, Numgen, Payload, Range};
 pub use object::NamedCounter;

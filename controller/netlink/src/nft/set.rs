@@ -107,7 +107,8 @@ impl Set {
     /// Reads NEW_SET.
     pub fn decode(attrs: Attrs<'_>) -> Result<Self, DecodeError> {
         let mut f = Fields::read(attrs)?;
-        let (size, fields) = f.get(9).map(|a| decode_description(a.nested())).transpose()?.unwrap_or_default();
+        let (size, fields) =
+            f.get(9).map(|a| decode_description(a.nested())).transpose()?.unwrap_or_default();
         let data = match f.be32_opt(6)? {
             None => None,
             Some(VERDICT) => Some(SetData::Verdict),
