@@ -1,1 +1,15 @@
-fn main() {}
+//! The one integration binary: what can only be seen from outside a crate, the kernel above all.
+//!
+//! Everything here needs root, `ip` and `nft`; a test that lacks one of them fails with the reason.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that is not as it must be"
+)]
+
+mod docs;
+mod golden;
+mod layering;
+mod tree;
