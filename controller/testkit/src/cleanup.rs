@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
@@ -105,19 +106,42 @@ fn process_lives(pid: u32) -> bool {
 /// somebody's debugging shell in a namespace of ours survives.
 fn kill_orphans(owners: &BTreeSet<u32>) {
     let Ok(processes) = fs::read_dir("/proc") else { return };
-    for entry in processes.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        let prefix = format!("{OWNER_VARIABLE}=");
-        let owner = environment
-            .split(|byte| *byte == 0)
-            .find_map(|entry| entry.strip_prefix(prefix.as_bytes()))
-            .and_then(|value| std::str::from_utf8(value).ok()?.parse::<u32>().ok());
-        if owner.is_some_and(|owner| owners.contains(&owner)) {
-            kill(pid);
+    let mut unsure: Vec<u32> =
+        processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // A process in the middle of exec shows an empty environment: ask again.
+    for _ in 0..5 {
+        unsure.retain(|pid| match owner_by_environment(*pid) {
+            Mark::Owner(owner) if owners.contains(&owner) => {
+                kill(*pid);
+                false
+            }
+            Mark::Owner(_) | Mark::None => false,
+            Mark::Unknown => true,
+        });
+        if unsure.is_empty() {
+            return;
         }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+enum Mark {
+    Owner(u32),
+    None,
+    Unknown,
+}
+
+fn owner_by_environment(pid: u32) -> Mark {
+    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return Mark::None };
+    if environment.is_empty() {
+        // Kernel threads and zombies have no program.
+        return if fs::read_link(format!("/proc/{pid}/exe")).is_ok() { Mark::Unknown } else { Mark::None };
+    }
+    let prefix = format!("{OWNER_VARIABLE}=");
+    let owner = environment.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(prefix.as_bytes()));
+    match owner.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok()) {
+        Some(owner) => Mark::Owner(owner),
+        None => Mark::None,
     }
 }
 

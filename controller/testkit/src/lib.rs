@@ -19,6 +19,7 @@ mod netns;
 pub mod nft;
 mod process;
 pub mod topology;
+pub mod traffic;
 
 pub use cleanup::on_signal;
 pub use netns::Netns;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
-use crate::cleanup::{NETNS_DIR, OWNER_VARIABLE, PREFIX, prepare_process, registry, remove_name};
+use crate::cleanup::{NETNS_DIR, PREFIX, prepare_process, registry, remove_name};
 
 /// A network namespace with a name under `/run/netns`; both go with this value.
 ///
@@ -112,7 +112,6 @@ impl Netns {
     /// that reads `/sys/class/net` needs [`Netns::exec`].
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
-        command.env(OWNER_VARIABLE, std::process::id().to_string());
         let file = Arc::clone(&self.file);
         let enter = move || {
             // SAFETY: setns is async-signal-safe in the sense needed between fork and exec: a bare system
@@ -130,7 +129,6 @@ impl Netns {
     pub fn exec(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
-        command.env(OWNER_VARIABLE, std::process::id().to_string());
         command
     }
 

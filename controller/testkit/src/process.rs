@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::cleanup::{kill, prepare_process, registry};
+use crate::cleanup::{OWNER_VARIABLE, kill, prepare_process, registry};
 
 /// A running program; killed (SIGKILL, by pid) and reaped on drop. Its standard output and error are read all
 /// the time and kept as lines.
@@ -60,6 +60,7 @@ impl Process {
     pub fn spawn(mut command: Command) -> Result<Self> {
         prepare_process()?;
         let name = command.get_program().to_string_lossy().into_owned();
+        command.env(OWNER_VARIABLE, std::process::id().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut registry = registry();
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;

@@ -1,0 +1,16 @@
+//! Traffic and what became of it.
+//!
+//! Real sockets: [`probe`] (one question each), [`server`], [`steady`] (connections that must not break),
+//! [`meter`] (rates). Crafted packets: [`craft`], [`inject`], [`sniff`] and [`range`](mod@range), which puts them
+//! together: thousands of packets in, and for each where it came out. [`conntrack`]: forgetting connections.
+
+pub mod conntrack;
+pub mod craft;
+pub mod inject;
+pub mod meter;
+mod packet_socket;
+pub mod probe;
+pub mod range;
+pub mod server;
+pub mod sniff;
+pub mod steady;

@@ -1,0 +1,170 @@
+//! Namespaces and processes, and that nothing of them stays.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use fw_testkit::{Netns, Process};
+
+fn own_inode() -> u64 {
+    std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
+}
+
+/// Longer than anything here takes on a busy machine.
+const GENTLE: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_closure_runs_in_the_namespace_and_its_caller_stays_outside() {
+    let before = own_inode();
+    let ns = Netns::new("closure").unwrap();
+    let inside = ns.run(own_inode).unwrap();
+    assert_eq!(inside, std::fs::metadata(ns.path()).unwrap().ino());
+    assert_ne!(inside, before);
+    assert_eq!(own_inode(), before);
+    assert_eq!(ns.spawn(own_inode).unwrap().join().unwrap().unwrap(), inside);
+}
+
+#[test]
+fn a_panic_in_the_namespace_reaches_the_caller() {
+    let ns = Netns::new("panic").unwrap();
+    let caught = std::panic::catch_unwind(|| ns.run(|| panic!("seen outside")));
+    assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"seen outside"));
+}
+
+#[test]
+fn both_kinds_of_children_are_in_the_namespace_and_only_exec_has_its_sys() {
+    let ns = Netns::new("child").unwrap();
+    let inode = std::fs::metadata(ns.path()).unwrap().ino();
+    let link = format!("net:[{inode}]");
+    for mut command in [ns.command("readlink"), ns.exec("readlink")] {
+        let output = command.arg("/proc/self/ns/net").output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), link);
+    }
+    ns.ip("link add seen-in-sys type veth peer name other\n").unwrap();
+    let sees = |mut command: Command| command.arg("/sys/class/net/seen-in-sys").status().unwrap().success();
+    let mut test = ns.exec("test");
+    test.arg("-e");
+    assert!(sees(test));
+    let mut test = ns.command("test");
+    test.arg("-e");
+    assert!(!sees(test));
+}
+
+#[test]
+fn sysctls_are_the_namespaces_own_and_nothing_else_can_be_set() {
+    let (one, other) = (Netns::new("sysctl").unwrap(), Netns::new("sysctl").unwrap());
+    one.sysctl(&[("net.ipv4.ip_forward", "1")]).unwrap();
+    assert_eq!(one.read_sysctl("net.ipv4.ip_forward").unwrap(), "1");
+    assert_eq!(other.read_sysctl("net.ipv4.ip_forward").unwrap(), "0");
+    assert!(one.sysctl(&[("kernel.hostname", "x")]).is_err());
+    assert!(one.sysctl(&[("net...kernel.hostname", "x")]).is_err());
+}
+
+#[test]
+fn an_error_has_what_the_program_said_and_how_to_look() {
+    let ns = Netns::new("error").unwrap();
+    let text = format!("{:#}", ns.output("ip", &["link", "show", "nowhere"]).unwrap_err());
+    assert!(text.contains("nowhere") && text.contains(&format!("ip netns exec {}", ns.name())), "{text}");
+}
+
+#[test]
+fn names_go_with_their_guard_and_processes_with_theirs() {
+    let ns = Netns::new("gone").unwrap();
+    let path = ns.path();
+    assert!(path.exists());
+    let process = Process::spawn(ns.exec_sleep()).unwrap();
+    let pid = process.id();
+    assert!(Path::new(&format!("/proc/{pid}")).exists());
+    drop(process);
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    drop(ns);
+    assert!(!path.exists());
+}
+
+#[test]
+fn lines_of_a_process_are_found_and_its_end_is_noticed() {
+    let ns = Netns::new("lines").unwrap();
+    let mut command = ns.command("sh");
+    command.args(["-c", "echo one; echo two >&2; read nothing; exit 3"]);
+    let mut process = Process::spawn(command).unwrap();
+    assert_eq!(process.wait_for_line("tw", GENTLE).unwrap(), "two");
+    assert_eq!(process.wait_for_line("on", GENTLE).unwrap(), "one");
+    assert_eq!(process.wait(GENTLE).unwrap().code(), Some(3));
+    let text = format!("{:#}", process.wait_for_line("three", GENTLE).unwrap_err());
+    assert!(text.contains("ended") && text.contains("two"), "{text}");
+}
+
+trait ExecSleep {
+    fn exec_sleep(&self) -> Command;
+}
+
+impl ExecSleep for Netns {
+    fn exec_sleep(&self) -> Command {
+        let mut command = self.exec("sleep");
+        command.arg("1000");
+        command
+    }
+}
+
+/// Not a test of its own: what the tests below interrupt. It makes a namespace and a child in it, says so and
+/// waits. Without the variable it is a test that a lone namespace can be made.
+#[test]
+fn a_namespace_with_a_child_waits_to_be_interrupted() {
+    let ns = Netns::new("victim").unwrap();
+    let child = Process::spawn(ns.exec_sleep()).unwrap();
+    if let Ok(file) = std::env::var("FW_TESTKIT_VICTIM") {
+        std::fs::write(&file, format!("{} {}", ns.name(), child.id())).unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+/// Starts this test binary on the victim test; gives it with the namespace's path and the child's pid.
+fn victim(label: &str) -> (Process, std::path::PathBuf, String) {
+    let file = std::env::temp_dir().join(format!("fw-testkit-{}-{label}", std::process::id()));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "namespaces::a_namespace_with_a_child_waits_to_be_interrupted"]);
+    command.env("FW_TESTKIT_VICTIM", &file);
+    let process = Process::spawn(command).unwrap();
+    let text = eventually(|| std::fs::read_to_string(&file).ok().filter(|text| text.contains(' ')));
+    std::fs::remove_file(file).unwrap();
+    let (name, pid) = text.split_once(' ').unwrap();
+    (process, Path::new("/run/netns").join(name), format!("/proc/{pid}"))
+}
+
+fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + GENTLE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "nothing happened for {GENTLE:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_interrupted_process_leaves_nothing() {
+    let (mut process, path, child) = victim("terminated");
+    assert!(path.exists() && Path::new(&child).exists());
+    let status = process.terminate(GENTLE).unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
+    assert!(!path.exists());
+    eventually(|| (!is_running(&child)).then_some(()));
+}
+
+#[test]
+fn what_a_killed_process_left_goes_with_the_next_start() {
+    let (mut killed, path, child) = victim("killed");
+    killed.kill().unwrap();
+    assert!(path.exists() && Path::new(&child).exists(), "kill -9 leaves no chance to clear up");
+    let (mut next, ..) = victim("next");
+    assert!(!path.exists());
+    eventually(|| (!is_running(&child)).then_some(()));
+    next.terminate(GENTLE).unwrap();
+}
+
+/// An orphan's end is a zombie until pid 1 has reaped it.
+fn is_running(process: &str) -> bool {
+    std::fs::read_to_string(format!("{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
