@@ -5,7 +5,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use fw_policy::{Block, Peers};
 
 use crate::address::read_prefixes;
-use crate::field::{Field, List};
+use crate::field::Field;
 use crate::finding::Reason;
 use crate::report::Report;
 
@@ -43,17 +43,12 @@ impl Allowed {
             let nothing = Limit::within(Vec::new(), cluster);
             return Self { ingress: nothing.clone(), egress: nothing };
         }
-        for path in field.unknown_keys(&["ingress", "egress"]) {
-            report.warning(
-                &path,
-                Reason::UnknownField,
-                "is not a field of allowedNetworks; it is ignored",
-                REMEDY,
-            );
-        }
+        // A mistyped list would otherwise be a missing one, and two missing lists are no limit at all.
+        let unknown =
+            field.refuse_unknown(&["ingress", "egress"], "what is not allowed here stays closed", report);
         let ingress = read_prefixes(&field.get("ingress"), fw_crds::MAX_PREFIXES, report);
         let egress = read_prefixes(&field.get("egress"), fw_crds::MAX_PREFIXES, report);
-        if ingress.empty && egress.empty {
+        if ingress.empty && egress.empty && !unknown {
             return Self::default();
         }
         Self {
@@ -62,8 +57,6 @@ impl Allowed {
         }
     }
 }
-
-const REMEDY: &str = "write ingress and egress";
 
 impl Limit {
     fn within(written: Vec<IpNet>, cluster: &[IpNet]) -> Self {
@@ -80,18 +73,15 @@ impl Limit {
     }
 
     /// Checks the peers of one rule; each that is not covered is a finding. True when all are.
-    pub(crate) fn check(&self, list: &List<'_>, list_path: &str, peers: &Peers, report: &mut Report) -> bool {
-        let outside: Vec<(&str, IpNet)> = match peers {
-            Peers::Any => everything()
-                .into_iter()
-                .filter(|net| !self.covers(*net))
-                .map(|net| (list_path, net))
-                .collect(),
+    pub(crate) fn check(&self, list_path: &str, peers: &Peers, report: &mut Report) -> bool {
+        let outside: Vec<(String, IpNet)> = match peers {
+            Peers::Any => {
+                let outside = everything().into_iter().filter(|net| !self.covers(*net));
+                outside.map(|net| (list_path.to_owned(), net)).collect()
+            }
             Peers::Blocks(blocks) => {
-                let path =
-                    |block: &Block| list.entries.get(block.index).map_or(list_path, |(_, entry)| &entry.path);
                 let outside = blocks.iter().filter(|block| !self.covers_block(block));
-                outside.map(|block| (path(block), block.net)).collect()
+                outside.map(|block| (format!("{list_path}[{}].cidr", block.index), block.net)).collect()
             }
             // Addresses learned from DNS are checked one by one when they are learned.
             Peers::Names(_) => Vec::new(),

@@ -127,7 +127,7 @@ impl fmt::Display for Finding {
     /// One line: severity, object and field path, reason, message, next step.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { subject, severity, reason, message, remedy } = self;
-        write!(f, "{severity}: {subject}: {reason}: {message}; {remedy}")
+        write!(f, "{severity}: {subject}: {reason}: {message}; next: {remedy}")
     }
 }
 

@@ -67,12 +67,13 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Vec<Manifest>, ParseError> {
     let documents: Vec<Spanned<Value>> = serde_saphyr::from_multiple_with_options(text, yaml_options())
         .map_err(|error| {
             let place = error.location();
-            let message = error.without_snippet().to_string();
-            refuse(
-                place.map_or(0, |place| place.line()),
-                place.map_or(0, |place| place.column()),
-                format!("not valid YAML: {}", one_line(&message)),
-            )
+            let line = place.map_or(0, |place| place.line());
+            let column = place.map_or(0, |place| place.column());
+            // The place and the library's own settings are of no use in the text.
+            let message = one_line(&error.without_snippet().to_string());
+            let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or(&message);
+            let message = message.trim_end_matches(&format!(" at line {line}, column {column}"));
+            refuse(line, column, format!("not valid YAML: {message}"))
         })?;
     let mut manifests = Vec::new();
     for document in documents {
@@ -93,7 +94,7 @@ fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: 64,
-            max_documents: 20_000,
+            max_documents: 50_000,
             max_nodes: 1_000_000,
             max_events: 3_000_000,
             max_aliases: 1_000,

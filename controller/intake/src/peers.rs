@@ -22,21 +22,27 @@ fn read_block(index: usize, entry: &Field<'_>, report: &mut Report) -> Option<Bl
     let net = read_prefix(&entry.get("cidr"), "the entry matches nothing", report);
     let excepts = read_excepts(&entry.get("except"), report);
     let (net, excepts) = (net?, excepts?);
-    let except =
-        excepts.into_iter().filter_map(|(at, except)| place_except(net, &at, except, report)).collect();
+    let except = excepts.iter().filter_map(|except| place_except(net, except, report)).collect();
     Some(Block { index, net, except })
 }
 
-/// All exceptions with their paths, or `None` when one of them is not usable: without it the block would open what
+/// An exception as it was written.
+struct Except<'v> {
+    path: String,
+    text: &'v str,
+    net: IpNet,
+}
+
+/// All exceptions, or `None` when one of them is not usable: without it the block would open what
 /// its author excluded, so the block is void.
-fn read_excepts(field: &Field<'_>, report: &mut Report) -> Option<Vec<(String, IpNet)>> {
+fn read_excepts<'v>(field: &Field<'v>, report: &mut Report) -> Option<Vec<Except<'v>>> {
     let list = field.list(fw_crds::MAX_EXCEPTS, report);
     let (mut valid, mut readable) = (true, list.whole);
     let mut excepts = Vec::with_capacity(list.entries.len());
     for (_, entry) in list.entries {
         match entry.text(report) {
             Read::Valid(text) => match prefix(text) {
-                Ok(net) => excepts.push((entry.path, net)),
+                Ok(net) => excepts.push(Except { path: entry.path, text, net }),
                 Err(why) => {
                     valid = false;
                     let message = format_args!("{} {why}; its block matches nothing", quoted(text));
@@ -58,24 +64,28 @@ fn read_excepts(field: &Field<'_>, report: &mut Report) -> Option<Vec<(String, I
 }
 
 /// Judges one exception against its block; one that has nothing to do with it is left out.
-fn place_except(net: IpNet, at: &str, except: IpNet, report: &mut Report) -> Option<IpNet> {
-    if except.contains(&net) {
+fn place_except(net: IpNet, except: &Except<'_>, report: &mut Report) -> Option<IpNet> {
+    let Except { path, text, net: without } = except;
+    // Host bits are cleared without a word, except where they may be what misled the author.
+    let shown = without.to_string();
+    let shown = if *text == shown { shown } else { format!("{text} means {shown}, which") };
+    if without.contains(&net) {
         report.warning(
-            at,
+            path,
             Reason::ExceptCoversBlock,
-            format_args!("{except} covers the whole block {net}, so the block matches nothing"),
+            format_args!("{shown} covers the whole block {net}, so the block matches nothing"),
             "make the exception smaller than its block, or remove the block",
         );
-        return Some(except);
+        return Some(*without);
     }
-    if !net.contains(&except) {
+    if !net.contains(without) {
         report.warning(
-            at,
+            path,
             Reason::ExceptOutsideBlock,
-            format_args!("{except} lies outside its block {net} and takes nothing from it"),
+            format_args!("{shown} lies outside its block {net} and takes nothing from it"),
             "remove it: an exception counts for its own block only",
         );
         return None;
     }
-    Some(except)
+    Some(*without)
 }

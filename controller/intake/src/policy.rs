@@ -88,7 +88,7 @@ fn read_rules(
             Direction::Ingress => blocks_or_any(&peer_list, report),
             Direction::Egress => read_destinations(entry, &peers_field, &peer_list, report),
         };
-        fits &= limit.check(&peer_list, &peers_field.path, &peers, report);
+        fits &= limit.check(&peers_field.path, &peers, report);
         rules.push(Rule { index: *index, peers, ports: read_ports(&entry.get("ports"), report) });
     }
     (rules, fits)
@@ -102,7 +102,7 @@ fn blocks_or_any(list: &List<'_>, report: &mut Report) -> Peers {
 /// `to` and `toFQDNs`. A non-empty `to` wins; with the key `toFQDNs` the rule never means any destination.
 fn read_destinations(rule: &Field<'_>, to: &Field<'_>, list: &List<'_>, report: &mut Report) -> Peers {
     let names = rule.get("toFQDNs");
-    if !rule.has_key("toFQDNs") {
+    if !rule.has_key("toFQDNs") || (names.is_missing() && !list.empty) {
         return blocks_or_any(list, report);
     }
     if !to.is_missing() {
