@@ -4,7 +4,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use super::packet::{Config, Packet};
-use crate::message::Messages;
+use crate::message::{Head, Messages, subsystem};
+use crate::nft::message::GET_GENERATION;
 use crate::socket::{Socket, SocketError};
 
 /// Receive buffer: 16 MiB hold a burst of some ten thousand packets.
@@ -78,11 +79,8 @@ impl Reader {
         ];
         for step in steps {
             let head = Config::head(options.group);
-            socket.request(head, |w| step.encode(w), |_| Ok(())).map_err(|error| match error {
-                SocketError::Refused(ack) if ack.errno == libc::EBUSY => NflogError::Busy(options.group),
-                SocketError::Refused(ack) if ack.errno == libc::EPERM => NflogError::Privilege,
-                error => NflogError::Socket(error),
-            })?;
+            let result = socket.request(head, |w| step.encode(w), |_| Ok(()));
+            result.map_err(|error| explain(error, &mut socket, options.group))?;
         }
         Ok(Self { socket, next: None, loss: Loss::default() })
     }
@@ -128,6 +126,21 @@ impl Reader {
 impl AsRawFd for Reader {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+}
+
+/// A group that has a listener is refused with EPERM (nfulnl_recv_config), as is everything without the privilege;
+/// a request that anybody with the privilege may make tells the two apart.
+fn explain(error: SocketError, socket: &mut Socket, group: u16) -> NflogError {
+    let is_eperm =
+        |error: &SocketError| matches!(error, SocketError::Refused(ack) if ack.errno == libc::EPERM);
+    if !is_eperm(&error) {
+        return NflogError::Socket(error);
+    }
+    let head = Head { subsystem: subsystem::NFTABLES, message: GET_GENERATION, ..Head::default() };
+    match socket.request(head, |_| {}, |_| Ok(())) {
+        Err(error) if is_eperm(&error) => NflogError::Privilege,
+        _ => NflogError::Busy(group),
     }
 }
 

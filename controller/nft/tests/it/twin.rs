@@ -1,0 +1,199 @@
+//! The fake is held against the kernel: random plans, good and bad, must end the same way in both.
+
+use std::cell::{Cell, RefCell};
+
+use fw_nft::fake::FakeKernel;
+use fw_nft::{Error, Kernel, NetlinkKernel, Table, recognise};
+use fw_ruleset::ir::{
+    Chain, ChainKind, Family, Field, Hook, HookPoint, Key, Limit, LimitUnit, Rule, Selector, Set, SetKind,
+    Side, Statement, Test, Value, Verdict,
+};
+use fw_ruleset::{Count, Op, Plan, Ruleset};
+use fw_testkit::Netns;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+
+const NAMES: [&str; 4] = ["aa", "bb", "cc", "dd"];
+
+fn name() -> impl Strategy<Value = String> {
+    prop::sample::select(&NAMES[..]).prop_map(str::to_owned)
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
+        Just(Verdict::Accept),
+        Just(Verdict::Drop),
+        Just(Verdict::Return),
+        name().prop_map(Verdict::Jump),
+        name().prop_map(Verdict::Goto),
+    ]
+}
+
+fn address() -> Selector {
+    Selector::Address { side: Side::Destination, family: Family::V4, prefix: 32 }
+}
+
+fn port() -> Selector {
+    Selector::Port { side: Side::Destination, protocol: Some(fw_policy::Protocol::Tcp) }
+}
+
+/// A set's name says what its keys are: `aa` and `bb` have addresses, `cc` and `dd` ports; `bb` and `dd` intervals.
+fn selector(set: &str) -> Selector {
+    if set < "cc" { address() } else { port() }
+}
+
+fn statement() -> impl Strategy<Value = Statement> {
+    let limit = Limit { unit: LimitUnit::Packets, rate: 1, burst: 5, over: true };
+    prop_oneof![
+        name().prop_map(|set| Statement::Match(selector(&set), Test::InSet(set))),
+        name().prop_map(|map| Statement::VerdictMap { key: vec![selector(&map)], map }),
+        name().prop_map(move |set| Statement::LimitPerKey { key: vec![selector(&set)], set, limit }),
+        name().prop_map(Statement::NamedCounter),
+        Just(Statement::Counter),
+        Just(Statement::Snat([192, 0, 2, 1].into())),
+        verdict().prop_map(Statement::Verdict),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = Rule> {
+    (prop::collection::vec(statement(), 1..3)).prop_filter_map("compatible", |mut body| {
+        // A verdict ends a rule; address and port in one rule are fine, two verdicts are not.
+        let last = body.iter().position(|s| {
+            matches!(s, Statement::Verdict(_) | Statement::VerdictMap { .. } | Statement::Snat(_))
+        });
+        body.truncate(last.map_or(body.len(), |last| last + 1));
+        Some(Rule { body, comment: None })
+    })
+}
+
+fn is_interval(set: &str) -> bool {
+    set == "bb" || set == "dd"
+}
+
+fn key(set: &str) -> impl Strategy<Value = Key> + use<> {
+    let (port, interval) = (set >= "cc", is_interval(set));
+    (0..6_u16, 0..3_u16).prop_map(move |(low, more)| {
+        let value =
+            |number: u16| if port { Value::Port(number) } else { Value::Ipv4(u32::from(number).into()) };
+        if interval { Key::Range(value(low), value(low + more)) } else { Key::Exact(vec![value(low)]) }
+    })
+}
+
+fn set() -> impl Strategy<Value = (String, Set)> {
+    (name(), 0..3_u8, any::<bool>()).prop_map(|(name, kind, map)| {
+        let kind = match kind {
+            _ if is_interval(&name) => SetKind::Interval,
+            0 | 1 => SetKind::Exact,
+            _ => SetKind::Dynamic { size: 9, timeout_ms: 60_000 },
+        };
+        let map = map && !matches!(kind, SetKind::Dynamic { .. });
+        let field = if name.as_str() < "cc" { Field::Ipv4 } else { Field::Port };
+        let set = Set { key: vec![field], kind, elements: Default::default(), map, origin: None };
+        (name, set)
+    })
+}
+
+fn hook() -> impl Strategy<Value = Option<Hook>> {
+    let filter = Hook { kind: ChainKind::Filter, point: HookPoint::Forward, priority: 1, policy_drop: true };
+    let nat = Hook { kind: ChainKind::Nat, point: HookPoint::Postrouting, priority: 100, policy_drop: false };
+    prop_oneof![4 => Just(None), 2 => Just(Some(filter)), 1 => Just(Some(nat))]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let count = Count { packets: 1, bytes: 2 };
+    let chain = hook().prop_map(|hook| Chain { hook, ..Chain::default() });
+    let element = |set: String, with_verdict: bool| {
+        let list = prop::collection::vec((key(&set), verdict()), 1..4);
+        list.prop_map(move |list| {
+            let list =
+                list.into_iter().map(|(key, verdict)| (key, with_verdict.then_some(verdict))).collect();
+            Op::AddElements(set.clone(), list)
+        })
+    };
+    let delete = |set: String| key(&set).prop_map(move |key| Op::DeleteElements(set.clone(), vec![key]));
+    prop_oneof![
+        3 => name().prop_map(move |name| Op::CreateCounter(name, count)),
+        6 => set().prop_map(|(name, set)| Op::CreateSet(name, set)),
+        6 => (name(), chain).prop_map(|(name, chain)| Op::CreateChain(name, chain)),
+        2 => name().prop_map(Op::FlushChain),
+        8 => (name(), rule()).prop_map(move |(chain, rule)| Op::AppendRule(chain, rule, count)),
+        8 => (name(), any::<bool>()).prop_flat_map(move |(set, verdict)| element(set, verdict)),
+        3 => name().prop_flat_map(delete),
+        2 => name().prop_map(Op::DeleteChain),
+        1 => name().prop_map(Op::DeleteSet),
+        1 => name().prop_map(Op::DeleteCounter),
+    ]
+}
+
+/// Errno and step of a refusal.
+fn ending(result: Result<fw_nft::Receipt, Error>) -> Result<(), (usize, i32)> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(Error::Refused(refusal)) => Err((refusal.op, refusal.errno)),
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// What the real table holds, in the terms of what it should hold.
+fn held(kernel: &mut NetlinkKernel, wanted: &Ruleset) -> Ruleset {
+    let Table::Ours(observed) = kernel.read().unwrap() else { panic!("not ours") };
+    recognise(&observed, wanted)
+}
+
+#[test]
+fn random_plans_succeed_and_fail_in_the_fake_as_in_the_kernel() {
+    let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand_seed);
+    println!("SEED={seed}");
+    let ns = Netns::new("fwnft").unwrap();
+    let config = Config {
+        cases: 30,
+        max_shrink_iters: 300,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let (good, bad) = ns
+        .run(|| {
+            let (good, bad) = (Cell::new(0), Cell::new(0));
+            let real = RefCell::new(NetlinkKernel::open().unwrap());
+            let mut runner = TestRunner::new(config);
+            let plans = prop::collection::vec(prop::collection::vec(op(), 1..5), 60);
+            let result = runner.run(&plans, |plans| {
+                let mut real = real.borrow_mut();
+            let real = &mut *real;
+                let mut fake = FakeKernel::new();
+                let create = Plan { ops: vec![Op::CreateTable] };
+                real.delete_table().unwrap();
+                for kernel in [&mut *real as &mut dyn Kernel, &mut fake] {
+                    kernel.commit(&create, &Ruleset::default()).unwrap();
+                }
+                for ops in plans {
+                    let plan = Plan { ops };
+                    let real_ending = ending(real.commit(&plan, &Ruleset::default()));
+                    let fake_ending = ending(fake.commit(&plan, &Ruleset::default()));
+                    prop_assert_eq!(&real_ending, &fake_ending, "{:?} on {:?}", plan, fake.ruleset());
+                    let wanted = fake.ruleset().unwrap();
+                    prop_assert_eq!(held(real, &wanted), wanted, "{:?}", plan);
+                    let tally = if real_ending.is_ok() { &good } else { &bad };
+                    tally.set(tally.get() + 1);
+                }
+                Ok(())
+            });
+            real_failure(result);
+            (good.get(), bad.get())
+        })
+        .unwrap();
+    println!("{good} plans applied, {bad} refused");
+    assert!(good > 300 && bad > 300, "the mix is off: {good} applied, {bad} refused");
+}
+
+fn real_failure<T: std::fmt::Debug>(result: Result<(), proptest::test_runner::TestError<T>>) {
+    if let Err(error) = result {
+        panic!("{error}");
+    }
+}
+
+fn rand_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    now.as_secs() ^ u64::from(std::process::id())
+}
