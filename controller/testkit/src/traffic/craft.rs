@@ -296,7 +296,11 @@ impl Crafted {
                 (*protocol, None)
             }
         };
-        bytes.extend(tag.bytes(matches!(self.body, Body::Error { .. })));
+        let error = match self.body {
+            Body::Icmp { kind, .. } | Body::Error { kind, .. } => is_error(v4, kind),
+            _ => false,
+        };
+        bytes.extend(tag.bytes(error));
         bytes.resize(bytes.len() + self.padding, 0);
         if let Some(at) = checksum_at {
             let pseudo = if v4 && protocol == ICMP { 0 } else { self.pseudo_header(protocol, bytes.len())? };
@@ -433,6 +437,11 @@ fn crc32c(bytes: &[u8]) -> u32 {
     })
 }
 
+/// Whether an ICMP message quotes a packet.
+fn is_error(v4: bool, kind: u8) -> bool {
+    if v4 { matches!(kind, 3 | 4 | 5 | 11 | 12) } else { matches!(kind, 1..=4) }
+}
+
 /// A tagged packet as it was seen on a wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -483,10 +492,6 @@ pub fn recognise(packet: &[u8]) -> Option<Seen> {
         ICMPV6 if source.is_ipv6() => Transport::Icmp { kind: *rest.first()?, code: *rest.get(1)? },
         other => Transport::Other(other),
     };
-    let error = match (transport, source) {
-        (Transport::Icmp { kind, .. }, IpAddr::V4(_)) => matches!(kind, 3 | 4 | 5 | 11 | 12),
-        (Transport::Icmp { kind, .. }, IpAddr::V6(_)) => matches!(kind, 1..=4),
-        _ => false,
-    };
+    let error = matches!(transport, Transport::Icmp { kind, .. } if is_error(source.is_ipv4(), kind));
     Some(Seen { tag: Tag::find(rest, error)?, source, destination, transport, hops })
 }

@@ -97,7 +97,7 @@ impl Steady {
         lock(&self.report).clone()
     }
 
-    /// Stops sending, waits for the answers that are due and tells how it went.
+    /// Exchanges one more message on each connection, waits for the answers that are due and tells how it went.
     pub fn stop(mut self) -> Result<Report> {
         self.end()?;
         Ok(self.report())
@@ -136,6 +136,8 @@ struct Flow {
     greeted: bool,
     asked: Option<Instant>,
     next: Instant,
+    /// The last message has been sent: whoever stops wants to know that the connection lives at that moment.
+    farewell: bool,
 }
 
 impl Flow {
@@ -150,6 +152,7 @@ impl Flow {
             greeted: false,
             asked: None,
             next: Instant::now(),
+            farewell: false,
         })
     }
 
@@ -197,7 +200,11 @@ impl Flow {
                 bail!("no answer to message {} for {PATIENCE:?}", self.round)
             }
             Some(_) => Ok(false),
-            None if !stopping && Instant::now() >= self.next => self.ask().map(|()| true),
+            None if self.farewell => Ok(false),
+            None if stopping || Instant::now() >= self.next => {
+                self.farewell = stopping;
+                self.ask().map(|()| true)
+            }
             None => Ok(false),
         }
     }
@@ -221,7 +228,7 @@ fn exercise(mut flows: Vec<Flow>, pace: Duration, stop: &AtomicBool, report: &Mu
             let mut report = lock(report);
             report.retransmits = report.retransmits.max(retransmits);
         }
-        if flows.is_empty() || (stopping && flows.iter().all(|flow| flow.asked.is_none())) {
+        if flows.iter().all(|flow| flow.farewell && flow.asked.is_none()) {
             return Ok(());
         }
         let mut entries: Vec<PollFd<'_>> =

@@ -1,10 +1,11 @@
 //! Crafted packets, their senders and sniffers, against a hand-written ruleset.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fw_policy::Transport;
 use fw_testkit::nft;
 use fw_testkit::topology::{Lab, LabSpec};
+use fw_testkit::traffic::conntrack;
 use fw_testkit::traffic::craft::{Body, Crafted, Tag, flags};
 use fw_testkit::traffic::inject::Injector;
 use fw_testkit::traffic::range::{Range, Shot};
@@ -96,57 +97,57 @@ fn load_forward(lab: &Lab, rules: &[&str]) {
     nft::load(&lab.firewall, &format!("table inet t {{\n{chain}{rules}\n}}\n}}\n")).unwrap();
 }
 
-/// Asks the kernel's conntrack of a packet that belongs to nothing.
+/// Asks the kernel's conntrack of packets that belong to nothing: of five rulesets, each lets one state pass.
 #[test]
 fn conntrack_agrees_on_the_state_of_lone_packets() {
     let lab = Lab::standard("state").unwrap();
-    load_forward(
-        &lab,
-        &[
-            r#"ct state new counter comment "New""#,
-            r#"ct state established counter comment "Established""#,
-            r#"ct state related counter comment "Related""#,
-            r#"ct state invalid counter comment "Invalid""#,
-            r#"ct state untracked counter comment "Untracked""#,
-        ],
-    );
     let mut range = Range::new(&lab).unwrap();
-    for (name, packet) in lone_packets() {
-        let before = nft::counters(&lab.firewall).unwrap();
-        range.fire(&[out(packet.clone())]).unwrap();
-        let after = nft::counters(&lab.firewall).unwrap();
-        let states: Vec<&str> = ["New", "Established", "Related", "Invalid", "Untracked"]
-            .into_iter()
-            .filter(|state| after.comment(state) > before.comment(state))
-            .collect();
-        let expected = packet.first_state().map_or("Untracked".to_owned(), |state| format!("{state:?}"));
+    range.silence_machines().unwrap();
+    let packets = lone_packets();
+    let shots: Vec<Shot> = packets.iter().map(|(_, packet)| out(packet.clone())).collect();
+    let mut states: Vec<Vec<&str>> = vec![Vec::new(); packets.len()];
+    for state in ["new", "established", "related", "invalid", "untracked"] {
+        load_forward(&lab, &[&format!("ct state {state} accept")]);
+        for (states, arrivals) in states.iter_mut().zip(range.fire(&shots).unwrap()) {
+            states.extend(arrivals.iter().map(|_| state));
+        }
+        nft::load(&lab.firewall, "flush ruleset").unwrap();
+        conntrack::flush(&lab.firewall).unwrap();
+    }
+    for ((name, packet), states) in packets.iter().zip(states) {
+        let expected =
+            packet.first_state().map_or("untracked".to_owned(), |state| format!("{state:?}").to_lowercase());
         assert_eq!(states, [expected], "{name}: {packet:?}");
     }
 }
 
+/// Each with a source address of its own, so that none belongs to another's connection.
 fn lone_packets() -> Vec<(String, Crafted)> {
+    let mut bodies: Vec<(String, Body)> =
+        vec![("udp".to_owned(), Body::Udp { source: 1000, destination: 80 })];
+    for flags in 0..=255 {
+        bodies.push((format!("tcp {flags:#x}"), Body::Tcp { source: 1000, destination: 80, flags }));
+    }
+    for kind in 0..=255 {
+        bodies.push((format!("icmp {kind}"), Body::Icmp { kind, code: 0, identifier: 1 }));
+    }
+    for protocol in [1, 2, 4, 33, 41, 47, 50, 58, 89, 132, 136, 253] {
+        bodies.push((format!("protocol {protocol}"), Body::Other { protocol }));
+    }
     let mut packets = Vec::new();
-    let pairs =
-        [(at("10.0.16.9:1000"), at("192.0.2.1:80")), (at("[2001:db8:10::9]:1000"), at("[2001:db8:5::1]:80"))];
-    for (from, to) in pairs {
-        let family = if from.is_ipv4() { "v4" } else { "v6" };
-        let mut add = |name: &str, packet: Crafted| {
-            packets.push((format!("{family} {name}"), packet.clone()));
-            packets
-                .push((format!("{family} {name}, bad checksum"), Crafted { bad_checksum: true, ..packet }));
-        };
-        for all_flags in 0..0x40 {
-            add(&format!("tcp flags {all_flags:#x}"), Crafted::tcp(from, to, all_flags));
-        }
-        add("udp", Crafted::udp(from, to));
-        for kind in 0..=255 {
-            add(
-                &format!("icmp {kind}"),
-                Crafted::new(from.ip(), to.ip(), Body::Icmp { kind, code: 0, identifier: 1 }),
-            );
-        }
-        for protocol in [1, 2, 4, 33, 41, 47, 50, 58, 89, 132, 136, 253] {
-            add(&format!("protocol {protocol}"), Crafted::new(from.ip(), to.ip(), Body::Other { protocol }));
+    for (number, (name, body)) in (0_u16..).zip(bodies) {
+        for (family, source, destination) in
+            [("v4", "10.0.17.0", "192.0.2.1"), ("v6", "2001:db8:10:17::", "2001:db8:5::1")]
+        {
+            for bad_checksum in [false, true] {
+                let number = number * 2 + u16::from(bad_checksum);
+                let source: IpAddr = match ip(source) {
+                    IpAddr::V4(base) => Ipv4Addr::from_bits(base.to_bits() + u32::from(number)).into(),
+                    IpAddr::V6(base) => Ipv6Addr::from_bits(base.to_bits() + u128::from(number)).into(),
+                };
+                let packet = Crafted { bad_checksum, ..Crafted::new(source, ip(destination), body.clone()) };
+                packets.push((format!("{family} {name}, bad checksum {bad_checksum}"), packet));
+            }
         }
     }
     packets
