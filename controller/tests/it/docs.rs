@@ -191,6 +191,50 @@ fn every_manifest_in_the_documents_is_without_findings() -> Result<()> {
 }
 
 #[test]
+fn output_shown_in_the_documents_is_what_the_program_prints() -> Result<()> {
+    let mut complaints = Vec::new();
+    let mut seen = 0;
+    for document in documents()? {
+        for (line, block) in document.blocks.iter().filter(|(_, block)| block.language == "console") {
+            for (command, shown) in markdown::session(block) {
+                seen += 1;
+                let printed = shell(&command)?;
+                if printed.trim_end() != shown.trim_end() {
+                    complaints
+                        .push(format!("{}:{line}: {command} prints:\n{printed}", document.path.display()));
+                }
+            }
+        }
+    }
+    ensure!(seen > 0, "no document shows what the program prints");
+    none("output in documents", &complaints);
+    Ok(())
+}
+
+#[test]
+fn rules_shown_in_the_documents_are_those_of_the_lab() -> Result<()> {
+    let lab = tree::read("controller/ruleset/tests/golden/deploy-examples-lab/out.nft")?;
+    let known: BTreeSet<&str> = lab.lines().map(str::trim).collect();
+    let mut complaints = Vec::new();
+    let mut seen = 0;
+    for document in documents()? {
+        for (line, block) in document.blocks.iter().filter(|(_, block)| block.language == "nft") {
+            for rule in
+                block.lines.iter().map(|rule| without_figures(rule.trim())).filter(|rule| !rule.is_empty())
+            {
+                seen += 1;
+                if !known.contains(rule.as_str()) {
+                    complaints.push(format!("{}:{line}: {rule}", document.path.display()));
+                }
+            }
+        }
+    }
+    ensure!(seen > 5, "only {seen} lines of rules in the documents");
+    none("rules that the lab's ruleset does not have", &complaints);
+    Ok(())
+}
+
+#[test]
 fn every_promise_of_the_behaviour_names_a_test_that_exists() -> Result<()> {
     let document = tree::read("BEHAVIOUR.md")?;
     let promises = behaviour::promises(&document);
@@ -215,6 +259,23 @@ fn help(arguments: &[&str]) -> Result<String> {
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "firewall-controller {}: {said}", arguments.join(" "));
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Runs a command line of a document in the root of the checkout; standard output. The exit code is the command's own.
+fn shell(command: &str) -> Result<String> {
+    let directory = Path::new(BINARY).parent().context("the binary has a directory")?;
+    let path = format!("{}:{}", directory.display(), std::env::var("PATH")?);
+    let shell = Command::new("sh").args(["-c", command]).env("PATH", path).current_dir(tree::root()).output();
+    Ok(String::from_utf8(shell.with_context(|| format!("cannot run {command}"))?.stdout)?)
+}
+
+/// `counter packets 3 bytes 180 accept` as it is in a ruleset that has seen nothing.
+fn without_figures(rule: &str) -> String {
+    let mut words: Vec<&str> = rule.split(' ').collect();
+    if let Some(at) = words.windows(3).position(|it| it[0] == "packets" && it[2] == "bytes") {
+        words.drain(at..at + 4);
+    }
+    words.join(" ")
 }
 
 /// Flags by subcommand, as `--help` has them; under "" those of the program itself.

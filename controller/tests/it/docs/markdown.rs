@@ -100,6 +100,19 @@ impl Document {
     }
 }
 
+/// The commands of a block, each with the output shown below it.
+pub(super) fn session(block: &Block) -> Vec<(String, String)> {
+    let mut session: Vec<(String, String)> = Vec::new();
+    for line in &block.lines {
+        match (line.strip_prefix("$ "), session.last_mut()) {
+            (Some(command), _) => session.push((command.to_owned(), String::new())),
+            (None, Some((_, output))) => *output += &format!("{line}\n"),
+            (None, None) => panic!("output before any command: {line}"),
+        }
+    }
+    session
+}
+
 /// One command of a pipe.
 pub(super) struct ShellCommand(String);
 
