@@ -12,4 +12,6 @@
 mod docs;
 mod golden;
 mod layering;
+mod rig;
+mod traffic;
 mod tree;
