@@ -86,6 +86,8 @@ pub struct IpBlock {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("!has(self.port) || int(self.port) <= 65535")
+        .message("port must be a number from 1 to 65535"),
     validation = Rule::new("!has(self.endPort) || has(self.port)")
         .message("endPort needs port, the first port of the range"),
     validation = Rule::new("!has(self.endPort) || !has(self.port) || int(self.port) <= self.endPort")

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 #[test]
-fn the_checked_in_definitions_are_what_the_types_give() {
+fn the_checked_in_definitions_are_the_golden_output_of_the_types() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
     for (name, text) in fw_crds::crd_files().unwrap() {
         let path = folder.join(&name);

@@ -29,7 +29,7 @@ fn every_case_gives_its_golden_findings_and_meaning() {
 }
 
 #[test]
-fn every_sample_is_taken_as_it_is() {
+fn every_sample_gives_its_golden_findings_and_meaning() {
     let mut wrong = Vec::new();
     let samples = yaml_files(&folder("../../deploy/samples"));
     assert!(samples.len() >= 7, "the samples are gone");
