@@ -10,6 +10,8 @@
 )]
 
 mod docs;
+mod droplog;
+mod edits;
 mod golden;
 mod layering;
 mod rig;

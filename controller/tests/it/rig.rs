@@ -99,6 +99,25 @@ impl Rig {
         Ok(compiled)
     }
 
+    /// As [`Rig::apply_set`]; the netlink messages it took.
+    pub(crate) fn apply_counting(&mut self, set: &PolicySet) -> Result<usize> {
+        let compiled = compile(set, DEFAULT_CELL_LIMIT);
+        let plan = plan(self.current.as_ref(), &compiled.ruleset, &Counts::default());
+        let receipt = self.kernel.commit(&plan, &compiled.ruleset)?;
+        self.current = Some(compiled.ruleset);
+        Ok(receipt.messages)
+    }
+
+    /// The netlink messages that a policy set takes on an empty box.
+    pub(crate) fn messages_from_nothing(&self, set: &PolicySet) -> Result<usize> {
+        let ns = fw_testkit::Netns::new("nothing")?;
+        let mut kernel = ns.run(NetlinkKernel::open)??;
+        kernel.read()?;
+        let compiled = compile(set, DEFAULT_CELL_LIMIT);
+        let plan = plan(None, &compiled.ruleset, &Counts::default());
+        Ok(kernel.commit(&plan, &compiled.ruleset)?.messages)
+    }
+
     /// What `nft` says the counters are.
     pub(crate) fn counters(&self) -> Result<Counters> {
         fw_testkit::nft::counters(&self.lab.firewall)
