@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 
 use crate::config::{Cli, Command};
-use crate::telemetry;
+use crate::{app, telemetry};
 
 mod check;
+mod client;
 mod explain;
 mod offline;
 mod render;
@@ -39,7 +40,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             clap_complete::generate(shell, &mut Cli::command(), "firewall-controller", &mut script);
             print(&script)
         }
-        _ => anyhow::bail!("not reached"),
+        Command::Run(args) => app::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Status(args) => client::status(&args),
+        Command::Legend(args) => client::legend(&args),
+        Command::Flush(args) => client::flush(&args),
+        Command::Crds => print(fw_crds::crds_yaml()?),
     }
 }
 

@@ -1,13 +1,22 @@
 //! The shell around the pure crates: sources, reconcile loop, status, control socket and command line.
 
+pub mod addresses;
+pub mod app;
 pub mod commands;
 pub mod config;
+pub mod control;
 pub mod explain;
 pub mod fault;
+mod findings;
+pub mod host;
 pub mod packet_text;
+pub mod persist;
+pub mod problems;
 pub mod published;
+pub mod reconcile;
 pub mod source;
 pub mod state;
+pub mod status;
 pub mod telemetry;
 #[cfg(test)]
 mod temporary;

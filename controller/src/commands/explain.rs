@@ -4,16 +4,21 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use fw_intake::HostFacts;
 
 use super::{EXIT_NO, offline, print};
 use crate::config::ExplainArgs;
+use crate::control::{Request, client};
 use crate::explain::{Explanation, explain};
 use crate::packet_text;
 
 pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let packet = packet_text::parse(&args.packet).context("--packet")?;
-    let judged = offline::judge(&args.paths, &HostFacts::default());
+    if args.paths.is_empty() {
+        let request = Request::Explain { packet: args.packet.clone() };
+        let answer = client::ask(&args.client.control_socket, &request)?;
+        return show(&serde_json::from_value(answer)?, args.json);
+    }
+    let judged = offline::judge(&args.paths, &offline::facts(&args.host));
     let mut stderr = std::io::stderr().lock();
     for finding in judged.findings.iter().filter(|finding| finding.severity == fw_intake::Severity::Error) {
         writeln!(stderr, "{finding}")?;

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 
-use fw_intake::{Finding, HostFacts, Intake, Manifest, Objects, Reason, Severity, Subject};
-use fw_ruleset::{Compiled, DEFAULT_CELL_LIMIT, Problem};
+use fw_intake::{Finding, HostFacts, Intake, Manifest, Objects, Severity};
+use fw_ruleset::{Compiled, DEFAULT_CELL_LIMIT};
 
+use crate::config::HostArgs;
+use crate::findings::{bound_finding, unreadable};
+use crate::host::ThisMachine;
+use crate::reconcile::Host;
 use crate::source::files;
-use crate::source::manifests::unreadable;
 
 /// The outcome of `check`, `render` and `explain FILE…`.
 pub(super) struct Judged {
@@ -16,6 +19,11 @@ pub(super) struct Judged {
     pub(super) compiled: Compiled,
     /// Everything that is wrong: files, objects, bounds of the compiler.
     pub(super) findings: Vec<Finding>,
+}
+
+/// Facts of this machine, if they were asked for.
+pub(super) fn facts(args: &HostArgs) -> HostFacts {
+    if args.this_host { ThisMachine::new(None).facts(true) } else { HostFacts::default() }
 }
 
 /// Reads, judges and compiles.
@@ -44,17 +52,6 @@ fn load(paths: &[PathBuf]) -> (Vec<Manifest>, Vec<Finding>) {
         }
     }
     (manifests, findings)
-}
-
-/// The finding about something the compiler left out.
-pub(crate) fn bound_finding(problem: &Problem) -> Finding {
-    Finding {
-        subject: Subject::Object(problem.origin.clone()),
-        severity: Severity::Error,
-        reason: Reason::LimitReached,
-        message: problem.message.clone(),
-        remedy: "nothing of it is opened until it fits: merge its entries or name fewer of them".to_owned(),
-    }
 }
 
 /// True when something that was written is not enforced.

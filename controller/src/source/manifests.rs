@@ -13,6 +13,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
+use crate::findings::unreadable;
+
 use super::files::{self, Listing, Stamp};
 use super::watcher::{Changes, Watcher};
 use super::{Groups, Running, Snapshot, Source, SourceCounters, SourceError};
@@ -354,17 +356,6 @@ fn empty(path: &str) -> Finding {
         reason: Reason::InvalidManifest,
         message: "the file is empty".to_owned(),
         remedy: EMPTY_REMEDY.to_owned(),
-    }
-}
-
-/// The finding about a file or directory that cannot be used.
-pub fn unreadable(path: &str, reason: &str) -> Finding {
-    Finding {
-        subject: Subject::File { path: path.to_owned(), line: 0, column: 0 },
-        severity: Severity::Error,
-        reason: Reason::Unreadable,
-        message: format!("cannot be used: {reason}"),
-        remedy: "make it a readable file or directory, or remove it".to_owned(),
     }
 }
 

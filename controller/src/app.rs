@@ -1,0 +1,259 @@
+//! `run`: the data path, in reading order.
+//!
+//! ```text
+//! manifests ─source─▶ Snapshot ─intake─▶ PolicySet ─compile─▶ Ruleset ─plan─▶ Plan ─kernel─▶ View ─▶ status, explain
+//!                                 └─────────────── reconcile (its own thread) ───────────────┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use fw_netlink::socket::SocketError;
+use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::time::{interval, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use crate::config::RunArgs;
+use crate::control::{self, Counters, Listening, Server};
+use crate::host::ThisMachine;
+use crate::persist::{self, AddressRecord};
+use crate::problems::Problems;
+use crate::reconcile::worker::{self, Job, Outputs};
+use crate::reconcile::{Reconciler, View};
+use crate::source::manifests::ManifestDirectory;
+use crate::source::{Groups, Source};
+use crate::state::Identity;
+use crate::status::{self, Identification};
+use crate::telemetry::chain;
+use crate::{addresses, fault};
+
+/// How long the reconciler may take to put its pen down.
+const STOP: Duration = Duration::from_secs(10);
+/// Between two attempts to bind the control socket or to listen for changes of others.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Runs until SIGTERM or SIGINT; the rules stay.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    say_what_is_ignored(&args);
+    let state = persist::open(&args.state_dir)?;
+    let identity = Identity::of_this_process().inspect_err(|error| warn!("no boot id: {error}")).ok();
+    let remembered =
+        state.as_ref().map(|state| persist::recall(state, identity.as_ref())).unwrap_or_default();
+    let kept = remembered.snapshot.as_ref().map(persist::groups).unwrap_or_default();
+    let record = AddressRecord { state: state.as_ref().ok().cloned(), identity: identity.clone() };
+    let (memory, persister) = persist::start(state, identity);
+
+    // The rules come first; nothing below may delay them.
+    let kernel = open_kernel().context("the firewall cannot work here")?;
+    let (port, features) = (kernel.port(), control::kernel_lines(kernel.features()));
+    let host = Box::new(ThisMachine::new(args.firewall_name.clone()));
+    let reconciler = Reconciler::start(Box::new(kernel), host, Box::new(memory), remembered, Instant::now());
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(serve(&args, reconciler, port, features, kept, record));
+    runtime.shutdown_background();
+    persister.stop();
+    result
+}
+
+async fn serve(
+    args: &RunArgs,
+    reconciler: Reconciler,
+    port: u32,
+    kernel: BTreeMap<String, String>,
+    kept: Groups,
+    record: AddressRecord,
+) -> anyhow::Result<()> {
+    let (view, mut views) = watch::channel(Arc::new(View::default()));
+    let (addresses, wanted_addresses) = watch::channel(None);
+    let counter_interval = Duration::from_secs(args.counter_interval.into());
+    let jobs = worker::start(reconciler, Outputs { view, addresses }, counter_interval);
+    watch_table(port, jobs.clone());
+
+    let source: Box<dyn Source> = Box::new(ManifestDirectory::new(args.manifests.clone(), &kept));
+    let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
+    let identification = Identification { firewall, source: source.describe(), kernel };
+    let (rescan, problems) = (Arc::new(Notify::new()), Problems::default());
+    let (snapshots, mut latest) = watch::channel(None);
+    let mut source = tokio::spawn(source.run(snapshots, Arc::clone(&rescan)));
+    let server = Server {
+        view: views.clone(),
+        jobs: jobs.clone(),
+        identification,
+        problems: problems.clone(),
+        counters: Counters::default(),
+    };
+    let control = serve_control(args.control_socket.clone(), Arc::new(server), problems.clone());
+    let mut control = std::pin::pin!(control);
+    tokio::spawn(addresses::keep(wanted_addresses, Box::new(record), problems));
+
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut watchdog = std::pin::pin!(keep_watchdog(jobs.clone()));
+    let mut manager = ServiceManager::default();
+    loop {
+        tokio::select! {
+            changed = latest.changed() => {
+                // The source ends only with an error, which its own arm shows.
+                if changed.is_ok() && let Some(snapshot) = latest.borrow_and_update().clone() {
+                    jobs.send(Job::Objects(snapshot)).context("the reconciler has stopped")?;
+                }
+            }
+            ended = &mut source => {
+                ended.context("the source of objects has failed")??;
+                anyhow::bail!("the source of objects has ended");
+            }
+            changed = views.changed() => {
+                changed.context("the reconciler has failed; the rules stay as they are")?;
+                manager.tell(&views.borrow_and_update());
+            }
+            () = &mut control => {}
+            () = &mut watchdog => {}
+            _ = hang_up.recv() => {
+                info!("SIGHUP: reading everything again");
+                rescan.notify_one();
+            }
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    info!("stopping; the rules stay in the kernel");
+    notify(&[NotifyState::Stopping]);
+    let (done, stopped) = oneshot::channel();
+    if jobs.send(Job::Stop(done)).is_err() || timeout(STOP, stopped).await.is_err() {
+        warn!("the reconciler did not finish in time");
+    }
+    Ok(())
+}
+
+fn say_what_is_ignored(args: &RunArgs) {
+    let flags = [
+        ("--metrics-addr", args.metrics_addr.is_some()),
+        ("--enable-IDS", args.enable_ids == Some(true)),
+        ("--hosts-file", args.hosts_file.is_some()),
+    ];
+    for (flag, _) in flags.iter().filter(|(_, given)| *given) {
+        warn!("{flag} is taken for compatibility and has no effect in this version");
+    }
+}
+
+/// Our one netlink socket. With fault injection a test can make it behave as an older kernel's.
+fn open_kernel() -> Result<NetlinkKernel, fw_nft::Error> {
+    let without_owner = cfg!(feature = "fault-injection") && std::env::var_os("FW_WITHOUT_OWNER").is_some();
+    let mut kernel =
+        if without_owner { NetlinkKernel::open_without_owner()? } else { NetlinkKernel::open()? };
+    kernel.set_hook(|step| {
+        fault::point(match step {
+            Step::Build => "before-build",
+            Step::Send => "before-send",
+            Step::Sent => "after-send-before-ack",
+            Step::Acknowledged => "after-ack",
+        });
+    });
+    Ok(kernel)
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    name.map_or_else(|_| "firewall".to_owned(), |name| name.trim().to_owned())
+}
+
+/// Listens, on a thread of its own, for changes of our table by others.
+fn watch_table(port: u32, jobs: Sender<Job>) {
+    std::thread::spawn(move || {
+        loop {
+            let error = match Monitor::open(port) {
+                // What happened before we listened is unknown.
+                Ok(monitor) => match follow_table(monitor, &jobs) {
+                    None => return,
+                    Some(error) => error,
+                },
+                Err(error) => error,
+            };
+            warn!("changes of our table by others go unnoticed: {}", chain(&error));
+            std::thread::sleep(PAUSE);
+        }
+    });
+}
+
+/// `None`: nobody wants to know any more.
+fn follow_table(mut monitor: Monitor, jobs: &Sender<Job>) -> Option<SocketError> {
+    let mut drift = Some(Drift { lost: true, ..Drift::default() });
+    loop {
+        if let Some(drift) = drift.take() {
+            jobs.send(Job::Drift(drift)).ok()?;
+        }
+        match monitor.next(Duration::from_secs(3600)) {
+            Ok(noticed) => drift = noticed,
+            Err(error) => return Some(error),
+        }
+    }
+}
+
+/// Serves the control socket; a firewall without one still is one.
+async fn serve_control(path: std::path::PathBuf, server: Arc<Server>, problems: Problems) {
+    loop {
+        match Listening::bind(&path) {
+            Ok(listening) => {
+                problems.set("control socket", Vec::new());
+                control::serve(&listening, Arc::clone(&server)).await;
+            }
+            Err(error) => {
+                problems.set(
+                    "control socket",
+                    vec![format!("the control socket {} cannot be bound: {error}", path.display())],
+                );
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Tells systemd that we live as long as the reconciler answers.
+async fn keep_watchdog(jobs: Sender<Job>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut beat = interval(limit / 3);
+    loop {
+        beat.tick().await;
+        let (done, answer) = oneshot::channel();
+        if jobs.send(Job::Ping(done)).is_ok() && matches!(timeout(limit, answer).await, Ok(Ok(()))) {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// What systemd was told.
+#[derive(Default)]
+struct ServiceManager {
+    ready: bool,
+    headline: String,
+}
+
+impl ServiceManager {
+    /// READY=1 follows the first committed ruleset of any kind, or the dry run that installs none.
+    fn tell(&mut self, view: &View) {
+        let headline = status::headline(view);
+        if headline != self.headline {
+            info!("{headline}");
+            notify(&[NotifyState::Status(&headline)]);
+            self.headline = headline;
+        }
+        if !self.ready && (status::is_enforcing(view) || view.dry_run.is_some()) {
+            self.ready = true;
+            notify(&[NotifyState::Ready]);
+        }
+    }
+}
+
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        debug!("the service manager was not told: {error}");
+    }
+}

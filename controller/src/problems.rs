@@ -1,0 +1,31 @@
+//! What parts of the controller other than the reconciler could not do, for the status.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tracing::{info, warn};
+
+/// Problems by part; cheap to clone, all clones show the same.
+#[derive(Clone, Debug, Default)]
+pub struct Problems(Arc<Mutex<BTreeMap<&'static str, Vec<String>>>>);
+
+impl Problems {
+    /// Replaces the problems of one part and logs what changed.
+    pub fn set(&self, part: &'static str, lines: Vec<String>) {
+        // A panic while it was held cannot leave it half changed.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = all.insert(part, lines).unwrap_or_default();
+        let now = all.get(part).map(Vec::as_slice).unwrap_or_default();
+        for line in now.iter().filter(|line| !before.contains(line)) {
+            warn!("{line}");
+        }
+        for line in before.iter().filter(|line| !now.contains(line)) {
+            info!("resolved: {line}");
+        }
+    }
+
+    /// All of them.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()
+    }
+}

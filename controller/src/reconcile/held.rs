@@ -1,0 +1,107 @@
+//! What the kernel holds, and the plan from there to what it is to hold.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use fw_nft::{Foreign, Observed, Table, recognise};
+use fw_ruleset::ir::{Rule, Ruleset};
+use fw_ruleset::{Counts, Op, Plan, plan};
+
+use super::figures::Figures;
+
+/// What there is under our table's name.
+#[derive(Clone, Debug)]
+pub(super) enum Held {
+    /// Nothing.
+    Absent,
+    /// Somebody else's table.
+    Foreign(Foreign),
+    /// A table of ours that was read, not written, by this process.
+    Observed(Observed),
+    /// Exactly this.
+    Known(Arc<Ruleset>),
+}
+
+impl Held {
+    /// From a reading. `Err`: the netlink port of the controller that has the table.
+    pub(super) fn of(table: Table) -> Result<Self, u32> {
+        match table {
+            Table::Absent => Ok(Self::Absent),
+            Table::Foreign(foreign) => Ok(Self::Foreign(foreign)),
+            Table::Ours(observed) => Ok(Self::Observed(observed)),
+            Table::Taken { port } => Err(port),
+        }
+    }
+
+    /// True when a table of ours is in force.
+    pub(super) fn is_ours(&self) -> bool {
+        matches!(self, Self::Observed(_) | Self::Known(_))
+    }
+
+    /// The figures that this reading holds by itself.
+    pub(super) fn figures(&self) -> Figures {
+        match self {
+            Self::Absent | Self::Known(_) => Figures::default(),
+            Self::Foreign(foreign) => Figures::of_foreign(foreign),
+            Self::Observed(observed) => Figures::of_observed(observed),
+        }
+    }
+
+    /// The plan to `wanted`. `last` are the figures last known, for counters that have to be made again.
+    pub(super) fn plan(&self, wanted: &Ruleset, last: &Figures) -> Plan {
+        let mut figures = self.figures();
+        figures.fill_from(last);
+        let counts = figures.for_ruleset(wanted);
+        match self {
+            Self::Absent => plan(None, wanted, &counts),
+            Self::Foreign(_) => {
+                let mut replaced = plan(None, wanted, &counts);
+                replaced.ops.insert(0, Op::DeleteTable);
+                replaced
+            }
+            Self::Observed(observed) => plan(Some(&in_our_terms(observed, wanted)), wanted, &counts),
+            Self::Known(known) => plan(Some(known), wanted, &Counts::default()),
+        }
+    }
+
+    /// True when `wanted` is what is held.
+    pub(super) fn is(&self, wanted: &Ruleset) -> bool {
+        match self {
+            Self::Absent | Self::Foreign(_) => false,
+            Self::Observed(_) => self.plan(wanted, &Figures::default()).is_empty(),
+            Self::Known(known) => **known == *wanted,
+        }
+    }
+}
+
+/// What was read as a ruleset to plan from. A chain that is not as wanted comes back as the wanted one with a rule
+/// too many: so the planner makes all its rules again, and each finds its own start value under its own position.
+fn in_our_terms(observed: &Observed, wanted: &Ruleset) -> Ruleset {
+    let mut current = recognise(observed, wanted);
+    for (name, chain) in &mut current.chains {
+        if let Some(wanted) = wanted.chains.get(name)
+            && chain.rules != wanted.rules
+        {
+            chain.rules.clone_from(&wanted.rules);
+            chain.rules.push(Rule { body: Vec::new(), comment: Some("(not as written)".to_owned()) });
+        }
+    }
+    current
+}
+
+/// True when a plan makes rules or counters again that exist already, so that it needs their figures.
+pub(super) fn remakes(plan: &Plan) -> bool {
+    let flushed: BTreeSet<&String> = plan
+        .ops
+        .iter()
+        .filter_map(|op| match op {
+            Op::FlushChain(name) => Some(name),
+            _ => None,
+        })
+        .collect();
+    plan.ops.iter().any(|op| match op {
+        Op::DeleteTable => true,
+        Op::AppendRule(chain, ..) => flushed.contains(chain),
+        _ => false,
+    })
+}

@@ -1,0 +1,102 @@
+//! What the reconciler remembers across restarts.
+
+use std::sync::Arc;
+
+use fw_intake::{Finding, Manifest, Reason, Severity, Subject};
+use fw_policy::{ObjectKind, Origin};
+use serde::{Deserialize, Serialize};
+
+use crate::published::Published;
+use crate::source::{Groups, Snapshot};
+
+/// The last complete set of objects.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoredSnapshot {
+    /// The objects in the groups of their source.
+    pub groups: std::collections::BTreeMap<String, Vec<Manifest>>,
+    /// The Firewall object last seen; it stays in force when it is deleted.
+    pub firewall: Option<Manifest>,
+}
+
+impl StoredSnapshot {
+    /// The document for a snapshot.
+    pub fn new(snapshot: &Snapshot, firewall: Option<Manifest>) -> Self {
+        let groups = snapshot.groups.iter().map(|(name, group)| (name.clone(), group.to_vec()));
+        Self { groups: groups.collect(), firewall }
+    }
+
+    /// The objects in the groups of their source.
+    pub fn groups(&self) -> Groups {
+        self.groups.iter().map(|(name, group)| (name.clone(), Arc::new(group.clone()))).collect()
+    }
+
+    /// As if a source had sent it before it listed anything.
+    pub fn as_snapshot(&self) -> Snapshot {
+        let note = "waiting for the first listing".to_owned();
+        Snapshot { groups: self.groups(), note, ..Snapshot::default() }
+    }
+}
+
+/// What belongs to the table in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KernelRecord {
+    /// The published counter values.
+    pub published: Published,
+    /// True when the table was compiled from a Firewall without dryrun.
+    pub from_firewall: bool,
+}
+
+/// What was remembered when this process started.
+#[derive(Clone, Debug, Default)]
+pub struct Remembered {
+    /// The last complete set of objects.
+    pub snapshot: Option<StoredSnapshot>,
+    /// What belongs to the table; `None` after a reboot.
+    pub kernel: Option<KernelRecord>,
+}
+
+/// Where the reconciler puts what must survive it. Never blocks.
+pub trait Memory: Send {
+    /// Keeps a complete set of objects.
+    fn snapshot(&mut self, snapshot: Arc<Snapshot>, firewall: Option<Manifest>);
+
+    /// Forgets it.
+    fn forget_snapshot(&mut self);
+
+    /// Keeps what belongs to the table.
+    fn kernel(&mut self, published: Arc<Published>, from_firewall: bool);
+
+    /// What could not be kept, and why.
+    fn problems(&self) -> Vec<String>;
+}
+
+/// The finding about a Firewall object that is gone and stays in force.
+pub(super) fn kept_finding(firewall: Option<&Manifest>) -> Finding {
+    let text = |pointer| {
+        let value = firewall.and_then(|manifest| manifest.body.pointer(pointer)?.as_str());
+        value.unwrap_or("firewall").to_owned()
+    };
+    Finding {
+        subject: Subject::Object(Origin {
+            kind: ObjectKind::Firewall,
+            namespace: text("/metadata/namespace"),
+            name: text("/metadata/name"),
+            field: String::new(),
+        }),
+        severity: Severity::Warning,
+        reason: Reason::NoFirewall,
+        message: "the object was removed; its last spec stays in force".to_owned(),
+        remedy: "add a Firewall, or run `firewall-controller flush` to give it up".to_owned(),
+    }
+}
+
+/// True when inside can only be chosen by the routes: neither interfaces nor a private primary network are written.
+pub(super) fn needs_routes(firewall: &Manifest) -> bool {
+    let list = |pointer| firewall.body.pointer(pointer).and_then(|value| value.as_array());
+    let has_interfaces = list("/spec/insideInterfaces").is_some_and(|list| !list.is_empty());
+    let is_primary = |network: &serde_json::Value| {
+        network["networktype"].as_str().is_some_and(|kind| kind.starts_with("privateprimary"))
+    };
+    !has_interfaces && !list("/spec/firewallNetworks").is_some_and(|list| list.iter().any(is_primary))
+}

@@ -1,0 +1,193 @@
+//! The thread that the reconciler lives on: takes jobs, reads counters now and then, tries again what was refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use fw_nft::Drift;
+use fw_policy::IfName;
+use tokio::sync::{oneshot, watch};
+use tracing::warn;
+
+use super::{Reconciler, View};
+use crate::source::Snapshot;
+use crate::telemetry::chain;
+
+/// How often routes are compared with those that inside was chosen by.
+const HOST_INTERVAL: Duration = Duration::from_secs(60);
+/// How often counters are handed to the memory.
+const RECORD_INTERVAL: Duration = Duration::from_secs(60);
+/// Readings of the counters on demand are at least this far apart.
+const FRESH_ENOUGH: Duration = Duration::from_millis(50);
+
+/// What the thread can be asked.
+pub enum Job {
+    /// A source's objects.
+    Objects(Arc<Snapshot>),
+    /// Others changed our table, or may have.
+    Drift(Drift),
+    /// Read the counters; answered when the view has them.
+    Counters(oneshot::Sender<()>),
+    /// Remove the table.
+    Flush(oneshot::Sender<Result<(), String>>),
+    /// Enforce again.
+    UndoFlush(oneshot::Sender<()>),
+    /// Answered when everything before is done: the sign of life for the watchdog.
+    Ping(oneshot::Sender<()>),
+    /// Leave, rules in place.
+    Stop(oneshot::Sender<()>),
+}
+
+/// What the thread tells.
+#[derive(Clone)]
+pub struct Outputs {
+    /// The state after each step.
+    pub view: watch::Sender<Arc<View>>,
+    /// Addresses that source NAT needs on interfaces; `None`: unknown, leave them as they are.
+    pub addresses: watch::Sender<Option<BTreeMap<IfName, BTreeSet<IpAddr>>>>,
+}
+
+/// Starts the thread with a reconciler that has begun already.
+pub fn start(reconciler: Reconciler, outputs: Outputs, counter_interval: Duration) -> Sender<Job> {
+    let (sender, jobs) = channel();
+    std::thread::spawn(move || {
+        Worker {
+            reconciler,
+            outputs,
+            counter_interval,
+            counters_at: Instant::now(),
+            host_at: Instant::now() + HOST_INTERVAL,
+            record_at: Instant::now() + RECORD_INTERVAL,
+        }
+        .run(&jobs);
+    });
+    sender
+}
+
+struct Worker {
+    reconciler: Reconciler,
+    outputs: Outputs,
+    counter_interval: Duration,
+    counters_at: Instant,
+    host_at: Instant,
+    record_at: Instant,
+}
+
+impl Worker {
+    fn run(mut self, jobs: &Receiver<Job>) {
+        self.publish();
+        loop {
+            let wait = self.next_deadline().saturating_duration_since(Instant::now());
+            match jobs.recv_timeout(wait) {
+                Ok(job) => {
+                    if self.take(job, jobs) {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.tick(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let timers = [self.counters_at, self.host_at, self.record_at];
+        let first = timers.into_iter().chain(self.reconciler.retry_at()).min();
+        first.unwrap_or(self.counters_at)
+    }
+
+    /// Does a job and all that came meanwhile; of several snapshots only the last counts. True to leave.
+    fn take(&mut self, first: Job, jobs: &Receiver<Job>) -> bool {
+        let mut waiting: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).collect();
+        let last_objects = waiting.iter().rposition(|job| matches!(job, Job::Objects(_)));
+        for (index, job) in waiting.drain(..).enumerate() {
+            let outdated = matches!(job, Job::Objects(_)) && Some(index) != last_objects;
+            if !outdated && self.perform(job) {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn perform(&mut self, job: Job) -> bool {
+        let now = Instant::now();
+        match job {
+            Job::Objects(snapshot) => {
+                self.reconciler.objects(snapshot, now);
+                self.publish();
+            }
+            Job::Drift(drift) => {
+                self.reconciler.drifted(&drift, now);
+                self.publish();
+            }
+            Job::Counters(done) => {
+                if self.counters_at.saturating_duration_since(now) + FRESH_ENOUGH <= self.counter_interval {
+                    self.read_counters();
+                }
+                done.send(()).ok();
+            }
+            Job::Flush(done) => {
+                let result = self.reconciler.flush().map_err(|error| chain(&error));
+                self.publish();
+                done.send(result).ok();
+            }
+            Job::UndoFlush(done) => {
+                self.reconciler.undo_flush(now);
+                self.publish();
+                done.send(()).ok();
+            }
+            Job::Ping(done) => {
+                done.send(()).ok();
+            }
+            Job::Stop(done) => {
+                self.read_counters();
+                self.reconciler.note_kernel();
+                done.send(()).ok();
+                return true;
+            }
+        }
+        false
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.reconciler.retry_at().is_some_and(|at| at <= now) {
+            self.reconciler.retry(now);
+            self.publish();
+        }
+        if self.counters_at <= now {
+            self.read_counters();
+        }
+        if self.host_at <= now {
+            self.host_at = now + HOST_INTERVAL;
+            self.reconciler.check_host(now);
+            self.publish();
+        }
+        if self.record_at <= now {
+            self.record_at = now + RECORD_INTERVAL;
+            self.reconciler.note_kernel();
+        }
+    }
+
+    fn read_counters(&mut self) {
+        self.counters_at = Instant::now() + self.counter_interval;
+        if let Err(error) = self.reconciler.read_counters() {
+            warn!("counters were not read: {}", chain(&error));
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        self.outputs.view.send_replace(Arc::new(self.reconciler.view()));
+        let wanted = self.reconciler.snat_addresses();
+        self.outputs.addresses.send_if_modified(|current| {
+            let differs = *current != wanted;
+            if differs {
+                *current = wanted;
+            }
+            differs
+        });
+    }
+}
