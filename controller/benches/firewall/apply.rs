@@ -15,9 +15,12 @@ use crate::table::{Goal, ROUNDS, Table};
 const POLICIES: u32 = 2000;
 
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
-    for (kind, set) in
-        [("uniform", policies::uniform(POLICIES)), ("adversarial", policies::adversarial(POLICIES))]
-    {
+    // Nested prefixes and overlapping ranges are what one rule after the other loads fastest (and pays for with every
+    // packet, see the connections), so the goal there is only to be well ahead.
+    for (kind, set, apply_goal, edit_goal) in [
+        ("uniform", policies::uniform(POLICIES), 0.25, 0.05),
+        ("adversarial", policies::adversarial(POLICIES), 0.6, 0.2),
+    ] {
         let mut from_nothing = Vec::new();
         let mut edits = Vec::new();
         for round in 0..ROUNDS {
@@ -32,9 +35,9 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
         }
         let second = |pairs: &[(f64, f64)]| pairs.iter().map(|(ours, _)| (*ours, 1.0)).collect::<Vec<_>>();
         let what = format!("apply {POLICIES} policies, {kind}: s / nft -f");
-        table.add(&what, &from_nothing, Goal::AtMost(0.25));
+        table.add(&what, &from_nothing, Goal::AtMost(apply_goal));
         table.add("  beside one second", &second(&from_nothing), Goal::AtMost(1.0));
-        table.add("one edit of them, in force: s / nft -f", &edits, Goal::AtMost(0.05));
+        table.add("one edit of them, in force: s / nft -f", &edits, Goal::AtMost(edit_goal));
         table.add("  beside one second", &second(&edits), Goal::AtMost(0.1));
     }
     Ok(())

@@ -1,23 +1,25 @@
-//! The price of a new connection at 2,000 policies beside that at 10.
+//! The price of a new connection at 2,000 policies, beside that at 10 and beside 2,000 rules that are tried one
+//! after the other.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
-use fw_nft::{Kernel, NetlinkKernel, Table as KernelTable};
+use anyhow::Result;
+use fw_nft::{Kernel, NetlinkKernel};
 use fw_policy::{Block, Peers, Policy, PolicySet, PortRange, Ports, Protocol, Rule};
 use fw_ruleset::{Counts, DEFAULT_CELL_LIMIT, compile, plan};
+use fw_testkit::nft;
 use fw_testkit::topology::Lab;
-use nix::sys::socket::{setsockopt, sockopt::Linger};
+use fw_testkit::traffic::server::{Server, Service};
+use fw_testkit::traffic::{conntrack, meter};
 
 use crate::policies;
 use crate::table::{Goal, ROUNDS, Table};
 
 const PORT: u16 = 7777;
-/// Long enough for some ten thousand connections.
-const WINDOW: Duration = Duration::from_millis(700);
+/// What is compared takes turns in short slices, so that a neighbour's load meets all alike.
+const SLICES: usize = 5;
+const SLICE: Duration = Duration::from_millis(120);
 
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     for (kind, many, few) in [
@@ -25,16 +27,31 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
         ("adversarial", policies::adversarial(2000), policies::adversarial(10)),
     ] {
         let many = with_target(many)?;
+        let mut at_many = Bench::new(|lab| apply(lab, &many))?;
         let few = with_target(few)?;
-        let lab = Lab::standard("bench-connections")?;
-        let mut pairs = Vec::new();
+        let mut at_few = Bench::new(|lab| apply(lab, &few))?;
+        let mut one_by_one = Bench::new(|lab| nft::load(&lab.firewall, &policies::as_rules(&many)))?;
+        let (mut beside_few, mut beside_rules) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let at_many = rate(&lab, &many)?;
-            let at_few = rate(&lab, &few)?;
-            eprintln!("{kind} round {round}: {at_many:.0} connections/s at 2,000, {at_few:.0} at 10");
-            pairs.push((at_many, at_few));
+            let mut sums = [0.0; 3];
+            for _ in 0..SLICES {
+                for (sum, bench) in sums.iter_mut().zip([&mut at_many, &mut at_few, &mut one_by_one]) {
+                    *sum += bench.rate()?;
+                }
+            }
+            let [many, few, rules] = sums.map(|sum| sum / 5.0);
+            eprintln!(
+                "{kind} round {round}: {many:.0} connections/s, {few:.0} at 10, {rules:.0} rule by rule"
+            );
+            beside_few.push((many, few));
+            beside_rules.push((many, rules));
         }
-        table.add(&format!("connections/s at 2,000 policies / at 10, {kind}"), &pairs, Goal::AtLeast(0.8));
+        table.add(
+            &format!("connections/s at 2,000 policies / at 10, {kind}"),
+            &beside_few,
+            Goal::AtLeast(0.8),
+        );
+        table.add(&format!("  / 2,000 rules one by one, {kind}"), &beside_rules, Goal::AtLeast(1.0));
     }
     Ok(())
 }
@@ -48,50 +65,34 @@ fn with_target(mut set: PolicySet) -> Result<PolicySet> {
     Ok(set)
 }
 
-/// Connections a second from the cluster to the internet.
-fn rate(lab: &Lab, set: &PolicySet) -> Result<f64> {
-    apply(lab, set)?;
-    lab.firewall.output("conntrack", &["-F"])?;
-    let address = SocketAddr::new(lab.internet().v4(), PORT);
-    let listener = lab.internet().ns.run(|| TcpListener::bind(address))??;
-    listener.set_nonblocking(true)?;
-    let done = Arc::new(AtomicBool::new(false));
-    let server = {
-        let done = done.clone();
-        std::thread::spawn(move || {
-            while !done.load(Ordering::Relaxed) {
-                if listener.accept().is_err() {
-                    std::thread::sleep(Duration::from_micros(100));
-                }
-            }
-        })
-    };
-    let counted = lab.cluster().ns.run(|| connect_for(address));
-    done.store(true, Ordering::Relaxed);
-    if server.join().is_err() {
-        bail!("the server panicked");
-    }
-    counted?
+/// A lab with rules and a server behind them.
+struct Bench {
+    lab: Lab,
+    server: Server,
 }
 
-fn connect_for(address: SocketAddr) -> Result<f64> {
-    let start = Instant::now();
-    let mut count = 0_u32;
-    while start.elapsed() < WINDOW {
-        let stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).context("connect")?;
-        // A reset instead of TIME_WAIT, so that ports never run out.
-        setsockopt(&stream, Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
-        count += 1;
+impl Bench {
+    fn new(load: impl FnOnce(&Lab) -> Result<()>) -> Result<Self> {
+        let lab = Lab::standard("bench")?;
+        load(&lab)?;
+        let address = SocketAddr::new(lab.internet().v4(), PORT);
+        let server = Server::tcp(&lab.internet().ns, &[address], Service::Close)?;
+        Ok(Self { lab, server })
     }
-    Ok(f64::from(count) / start.elapsed().as_secs_f64())
+
+    /// Connections a second from the cluster to the internet.
+    fn rate(&mut self) -> Result<f64> {
+        let to = self.server.addresses()[0];
+        let rate = meter::connections(&self.lab.cluster().ns, None, to, SLICE, 1)?;
+        conntrack::flush(&self.lab.firewall)?;
+        Ok(rate.per_second())
+    }
 }
 
 fn apply(lab: &Lab, set: &PolicySet) -> Result<()> {
     lab.firewall.run(|| {
         let mut kernel = NetlinkKernel::open()?;
-        if !matches!(kernel.read()?, KernelTable::Absent) {
-            kernel.delete_table()?;
-        }
+        kernel.read()?;
         let compiled = compile(set, DEFAULT_CELL_LIMIT);
         kernel.commit(&plan(None, &compiled.ruleset, &Counts::default()), &compiled.ruleset)?;
         Ok(())
