@@ -29,7 +29,7 @@ const IGNORED: [(&str, &str); 7] = [
 ];
 
 /// All other fields of `spec`.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 17] = [
     "interval",
     "dryrun",
     "ratelimits",
@@ -47,8 +47,6 @@ const KNOWN: [&str; 19] = [
     "nflogGroup",
     "icmpEcho",
     "hostProtection",
-    "dns",
-    "dnsFallback",
 ];
 
 /// Reads the Firewall of this machine.
@@ -107,7 +105,7 @@ fn report_ignored(spec: &Field<'_>, report: &mut Report) {
             report.info(&field.path, Reason::IgnoredField, format_args!("has no effect: {why}"), "remove it");
         }
     }
-    for key in ["dnsServerAddress", "dnsPort", "dns", "dnsFallback"] {
+    for key in ["dnsServerAddress", "dnsPort"] {
         let field = spec.get(key);
         if !field.is_missing() {
             let message = "has no effect yet: rules by DNS name are not enforced by this version";
