@@ -6,7 +6,7 @@
 //! * [`Netns`]: a namespace; run closures and programs in it. [`Process`]: a program that ends with its guard.
 //! * [`topology`]: the standard lab, cluster side, firewall, internet side.
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
-//! * [`gen`](mod@gen): random policies and packets, and policies as manifests.
+//! * [`gen`](mod@crate::r#gen): random policies and packets, and policies as manifests.
 //! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
 
 #![allow(
@@ -15,6 +15,7 @@
 )]
 
 mod cleanup;
+pub mod r#gen;
 mod netns;
 pub mod nft;
 mod process;

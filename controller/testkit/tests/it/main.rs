@@ -1,7 +1,9 @@
 //! Self-tests of the testkit: they need root, `ip`, `nft` and `conntrack`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "the seed and the mix of generated tests")]
 
+mod generated;
 mod lab;
 mod namespaces;
 mod packets;
