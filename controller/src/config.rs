@@ -266,10 +266,10 @@ mod tests {
 
     fn run_args(line: &str) -> RunArgs {
         let words = ["firewall-controller", "run"].into_iter().chain(line.split_whitespace());
-        match Cli::try_parse_from(words).unwrap().command {
-            Command::Run(args) => args,
-            other => panic!("parsed as {other:?}"),
-        }
+        let Command::Run(args) = Cli::try_parse_from(words).unwrap().command else {
+            unreachable!("the line begins with run")
+        };
+        args
     }
 
     #[test]

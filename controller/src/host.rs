@@ -12,7 +12,7 @@ use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, R
 use rtnetlink::{Handle, IpVersion};
 use tracing::warn;
 
-use crate::reconcile::Host;
+use crate::reconcile::{Host, Questions};
 use crate::telemetry::chain;
 
 mod proc;
@@ -35,8 +35,8 @@ impl ThisMachine {
 }
 
 impl Host for ThisMachine {
-    fn facts(&mut self, routes: bool) -> HostFacts {
-        let interfaces = match dump(routes) {
+    fn facts(&mut self, questions: Questions) -> HostFacts {
+        let interfaces = match dump(questions.routes) {
             Ok((links, routes)) => Some(interfaces(&links, &routes)),
             Err(error) => {
                 warn!("the interfaces and routes of this machine are unknown: {}", chain(&error));
@@ -46,8 +46,8 @@ impl Host for ThisMachine {
         HostFacts {
             firewall_name: self.firewall_name.clone(),
             interfaces,
-            sshd_ports: proc::sshd_ports(),
-            tcp_sessions: proc::tcp_sessions(),
+            sshd_ports: if questions.sessions { proc::sshd_ports() } else { BTreeSet::new() },
+            tcp_sessions: if questions.sessions { proc::tcp_sessions() } else { BTreeSet::new() },
         }
     }
 }

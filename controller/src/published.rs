@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_in_the_kernel_is_counted_and_not_seen_outside() {
+    fn a_decrease_in_the_kernel_is_a_reset_and_published_values_never_go_down() {
         let mut published = Published::default();
         published.observe(&ruleset(&["web"]), &counts(10, 5));
         published.observe(&ruleset(&["web"]), &counts(2, 6));

@@ -38,8 +38,17 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 
 /// What the reconciler asks the machine.
 pub trait Host: Send {
-    /// The facts of this moment. `routes`: also which networks are routed over which interface.
-    fn facts(&mut self, routes: bool) -> HostFacts;
+    /// The facts of this moment.
+    fn facts(&mut self, questions: Questions) -> HostFacts;
+}
+
+/// Which of the facts are needed; the others cost time and change nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// Which networks are routed over which interface.
+    pub routes: bool,
+    /// sshd's ports and TCP sessions.
+    pub sessions: bool,
 }
 
 /// The state of one firewall.
@@ -227,8 +236,8 @@ impl Reconciler {
     }
 
     fn refresh_facts(&mut self) {
-        let routes = self.facts_for.as_ref().is_some_and(stored::needs_routes);
-        self.facts = self.host.facts(routes);
+        let questions = self.facts_for.as_ref().map(stored::questions).unwrap_or_default();
+        self.facts = self.host.facts(questions);
         self.host_finding = None;
     }
 
@@ -239,7 +248,8 @@ impl Reconciler {
         if inside.basis != InsideBasis::Routes {
             return;
         }
-        let finding = fw_intake::inside_changed(&inside, &self.host.facts(true));
+        let finding =
+            fw_intake::inside_changed(&inside, &self.host.facts(Questions { routes: true, sessions: false }));
         if finding != self.host_finding {
             self.host_finding = finding;
             self.reconcile(now);
@@ -510,8 +520,7 @@ impl Reconciler {
 
     /// Tries again what was refused.
     pub fn retry(&mut self, now: Instant) {
-        if self.held.is_none() {
-            self.backoff = self.backoff.map(|(wait, _)| (wait, now));
+        if self.held.is_none() || self.snapshot.is_none() {
             self.begin(now);
         }
         if self.held.is_some() {

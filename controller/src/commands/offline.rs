@@ -8,7 +8,7 @@ use fw_ruleset::{Compiled, DEFAULT_CELL_LIMIT};
 use crate::config::HostArgs;
 use crate::findings::{bound_finding, unreadable};
 use crate::host::ThisMachine;
-use crate::reconcile::Host;
+use crate::reconcile::{Host, Questions};
 use crate::source::files;
 
 /// The outcome of `check`, `render` and `explain FILE…`.
@@ -23,7 +23,10 @@ pub(super) struct Judged {
 
 /// Facts of this machine, if they were asked for.
 pub(super) fn facts(args: &HostArgs) -> HostFacts {
-    if args.this_host { ThisMachine::new(None).facts(true) } else { HostFacts::default() }
+    if !args.this_host {
+        return HostFacts::default();
+    }
+    ThisMachine::new(None).facts(Questions { routes: true, sessions: true })
 }
 
 /// Reads, judges and compiles.

@@ -6,6 +6,7 @@ use fw_intake::{Finding, Manifest, Reason, Severity, Subject};
 use fw_policy::{ObjectKind, Origin};
 use serde::{Deserialize, Serialize};
 
+use super::Questions;
 use crate::published::Published;
 use crate::source::{Groups, Snapshot};
 
@@ -91,12 +92,17 @@ pub(super) fn kept_finding(firewall: Option<&Manifest>) -> Finding {
     }
 }
 
-/// True when inside can only be chosen by the routes: neither interfaces nor a private primary network are written.
-pub(super) fn needs_routes(firewall: &Manifest) -> bool {
+/// What has to be asked for a Firewall: routes where neither interfaces nor a private primary network are written,
+/// sessions where the machine itself is protected.
+pub(super) fn questions(firewall: &Manifest) -> Questions {
     let list = |pointer| firewall.body.pointer(pointer).and_then(|value| value.as_array());
     let has_interfaces = list("/spec/insideInterfaces").is_some_and(|list| !list.is_empty());
     let is_primary = |network: &serde_json::Value| {
         network["networktype"].as_str().is_some_and(|kind| kind.starts_with("privateprimary"))
     };
-    !has_interfaces && !list("/spec/firewallNetworks").is_some_and(|list| list.iter().any(is_primary))
+    let has_primary = list("/spec/firewallNetworks").is_some_and(|list| list.iter().any(is_primary));
+    Questions {
+        routes: !has_interfaces && !has_primary,
+        sessions: firewall.body.pointer("/spec/hostProtection").is_some(),
+    }
 }
