@@ -14,6 +14,7 @@ mod droplog;
 mod edits;
 mod golden;
 mod layering;
+mod oracle;
 mod rig;
 mod traffic;
 mod tree;
