@@ -9,6 +9,7 @@
     reason = "a test ends at the first thing that is not as it must be"
 )]
 
+mod daemon;
 mod docs;
 mod droplog;
 mod edits;

@@ -1,0 +1,166 @@
+//! The real binary, running in the firewall of a lab.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use fw_testkit::topology::Lab;
+use fw_testkit::{Netns, Process};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+/// The binary under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_firewall-controller");
+/// A generous deadline for anything that takes milliseconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A controller's directories, and the controller while it runs.
+pub(crate) struct Daemon {
+    base: PathBuf,
+    process: Option<Process>,
+}
+
+impl Daemon {
+    /// Fresh directories, nothing started.
+    pub(crate) fn new(label: &str) -> Result<Self> {
+        let base = std::env::temp_dir().join(format!("fwt-{}-{label}", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        fs::create_dir_all(base.join("manifests"))?;
+        Ok(Self { base, process: None })
+    }
+
+    /// The directory that the controller watches.
+    pub(crate) fn manifests(&self) -> PathBuf {
+        self.base.join("manifests")
+    }
+
+    /// The directory that outlives it.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.base.join("state")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.base.join("control.sock")
+    }
+
+    /// Writes a manifest file as editors do: beside it, then renamed over it.
+    pub(crate) fn write(&self, name: &str, yaml: &str) -> Result<()> {
+        let beside = self.manifests().join(format!(".{name}.swp"));
+        fs::write(&beside, yaml)?;
+        Ok(fs::rename(beside, self.manifests().join(name))?)
+    }
+
+    /// Removes a manifest file.
+    pub(crate) fn remove(&self, name: &str) -> Result<()> {
+        Ok(fs::remove_file(self.manifests().join(name))?)
+    }
+
+    /// Starts the controller in a namespace; `faults` become `FW_FAULT`.
+    pub(crate) fn start(&mut self, ns: &Netns, faults: Option<&str>) -> Result<()> {
+        let mut command = ns.command(BINARY);
+        command.arg("run").arg("--manifests").arg(self.manifests());
+        command.arg("--state-dir").arg(self.state()).arg("--control-socket").arg(self.socket());
+        if let Some(faults) = faults {
+            command.env("FW_FAULT", faults);
+        }
+        self.process = Some(Process::spawn(command)?);
+        Ok(())
+    }
+
+    /// Starts the controller in the firewall of a lab and waits until it enforces all manifests.
+    pub(crate) fn start_in(&mut self, lab: &Lab) -> Result<()> {
+        self.start(&lab.firewall, None)?;
+        self.wait_until("it enforces the objects", |status| {
+            status["status"]["controller"]["ruleset"] == "objects"
+        })
+        .map(drop)
+    }
+
+    /// The process, for signals and output.
+    pub(crate) fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("the controller is not running")
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the controller is not running")?;
+        process.signal(Signal::SIGTERM)?;
+        let status = process.wait(PATIENCE)?;
+        if !status.success() {
+            bail!("the controller ended with {status}:\n{}", process.lines().join("\n"));
+        }
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.process.take().context("the controller is not running")?.kill().map(drop)
+    }
+
+    /// A subcommand that asks the running controller.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(BINARY);
+        command.args(arguments).arg("--control-socket").arg(self.socket());
+        Ok(command.output()?)
+    }
+
+    /// `status -o json`.
+    pub(crate) fn status(&self) -> Result<Value> {
+        let output = self.ask(&["status", "-o", "json"])?;
+        if !output.status.success() {
+            bail!("status: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Findings of the status, one line each.
+    pub(crate) fn findings(&self) -> Result<Vec<String>> {
+        let status = self.status()?;
+        let findings = status["status"]["controller"]["findings"].as_array().cloned().unwrap_or_default();
+        Ok(findings.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
+    }
+
+    /// Asks for the status until it is as wanted.
+    pub(crate) fn wait_until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if let Ok(status) = &status
+                && wanted(status)
+            {
+                return Ok(status.clone());
+            }
+            if Instant::now() > deadline {
+                let output = self.process.as_ref().map(Process::lines).unwrap_or_default();
+                bail!("not within {PATIENCE:?}: {what}\n{status:#?}\n{}", output.join("\n"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.process = None;
+        let _ = fs::remove_dir_all(&self.base);
+    }
+}
+
+/// Waits until something is so.
+pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !so()? {
+        if Instant::now() > deadline {
+            bail!("not within {PATIENCE:?}: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Bytes of a file.
+pub(crate) fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
