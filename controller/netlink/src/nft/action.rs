@@ -57,7 +57,8 @@ pub(super) struct ObjRef;
 impl ObjRef {
     pub(super) fn encode(w: &mut Writer<'_>, kind: u32, name: &str) {
         w.be32(1, kind);
-        w.text(2, name);
+        // As libnftnl: without a NUL. The kernel takes both and dumps one.
+        w.bytes(2, name.as_bytes());
     }
 
     pub(super) fn decode(f: &mut Fields<'_>) -> Result<Expr, DecodeError> {
@@ -400,10 +401,10 @@ impl Dynset {
             w.be32(5, value);
         }
         w.be32(3, self.op);
-        w.text(1, &self.set);
         if self.timeout_ms != 0 {
             w.be64(6, self.timeout_ms);
         }
+        w.text(1, &self.set);
         let mut flags = if self.inverted { DYNSET_INVERTED } else { 0 };
         match self.exprs.as_slice() {
             [] => {}

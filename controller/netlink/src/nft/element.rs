@@ -35,9 +35,8 @@ pub enum ElementData {
 const INTERVAL_END: u32 = 0x1;
 
 impl Element {
-    /// Writes one NFTA_LIST_ELEM.
-    fn encode(&self, w: &mut Writer<'_>) {
-        w.nested(1, |w| {
+    fn encode(&self, w: &mut Writer<'_>, kind: u16) {
+        w.nested(kind, |w| {
             if self.interval_end {
                 w.be32(3, INTERVAL_END);
             }
@@ -138,7 +137,11 @@ pub fn chunk_elements(elements: &[Element]) -> Vec<ElementChunk> {
 pub fn encode_elements(w: &mut Writer<'_>, table: &str, set: &str, elements: &[Element]) {
     w.text(2, set);
     w.text(1, table);
-    w.nested(3, |w| elements.iter().for_each(|element| element.encode(w)));
+    w.nested(3, |w| {
+        // The kernel does not look at the numbers of the entries; libnftnl counts them.
+        let numbers = (1..0x3fff_u16).cycle();
+        elements.iter().zip(numbers).for_each(|(element, number)| element.encode(w, number));
+    });
 }
 
 /// Reads NEW_ELEMENTS: table, set and elements.

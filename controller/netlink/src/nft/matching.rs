@@ -33,13 +33,8 @@ impl Meta {
     }
 
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
-        if self.load {
-            w.be32(2, self.key);
-            w.be32(1, self.register);
-        } else {
-            w.be32(2, self.key);
-            w.be32(3, self.register);
-        }
+        w.be32(2, self.key);
+        w.be32(if self.load { 1 } else { 3 }, self.register);
     }
 
     pub(super) fn decode(f: &mut Fields<'_>) -> Result<Self, DecodeError> {
@@ -265,9 +260,14 @@ impl Ct {
 
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
         w.be32(2, self.key);
-        w.be32(if self.load { 1 } else { 4 }, self.register);
+        if self.load {
+            w.be32(1, self.register);
+        }
         if let Some(direction) = self.direction {
             w.u8(3, direction);
+        }
+        if !self.load {
+            w.be32(4, self.register);
         }
     }
 
@@ -396,9 +396,9 @@ pub struct Fib {
 
 impl Fib {
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
-        w.be32(1, self.dreg);
-        w.be32(2, self.result);
         w.be32(3, self.flags);
+        w.be32(2, self.result);
+        w.be32(1, self.dreg);
     }
 
     pub(super) fn decode(f: &mut Fields<'_>) -> Result<Self, DecodeError> {

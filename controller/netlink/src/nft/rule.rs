@@ -24,9 +24,11 @@ impl Rule {
     pub fn encode(&self, w: &mut Writer<'_>) {
         w.text(1, &self.table);
         w.text(2, &self.chain);
-        w.nested(4, |w| self.exprs.iter().for_each(|expr| expr.encode(w, 1)));
         if !self.userdata.is_empty() {
             w.bytes(7, &self.userdata);
+        }
+        if !self.exprs.is_empty() {
+            w.nested(4, |w| self.exprs.iter().for_each(|expr| expr.encode(w, 1)));
         }
     }
 

@@ -83,7 +83,7 @@ impl Contents {
             Op::DeleteElements(name, list) => self.delete_elements(name, list),
             Op::DeleteChain(name) => {
                 self.chain(name)?;
-                if self.jump_targets_except(name).contains(name.as_str()) {
+                if self.jump_targets().contains(name.as_str()) {
                     return Err(Failure::new(EBUSY));
                 }
                 self.ruleset.chains.remove(name);
@@ -154,7 +154,8 @@ impl Contents {
             let dynamic = matches!(set.kind, SetKind::Dynamic { .. });
             let fits = match use_ {
                 Use::Map => set.map,
-                Use::Set => !set.map,
+                // A map is also a set of its keys.
+                Use::Set => true,
                 Use::Update => dynamic,
             };
             return if fits { Ok(()) } else { Err(Failure::at(EINVAL, "expression lookup".to_owned())) };
@@ -186,9 +187,6 @@ impl Contents {
                 let text = format!("element {}{}", describe_key(key), arrow.unwrap_or_default());
                 Failure { detail: Some(text), ..failure }
             };
-            if let Some(verdict) = verdict {
-                self.leads(verdict).map_err(at)?;
-            }
             let set = self.set(name)?;
             let kind_fits = match key {
                 Key::Exact(values) => set.kind != SetKind::Interval && values.len() == set.key.len(),
@@ -197,6 +195,10 @@ impl Contents {
             if !kind_fits || set.map != verdict.is_some() {
                 return Err(at(Failure::new(EINVAL)));
             }
+            if let Some(verdict) = verdict {
+                self.leads(verdict).map_err(at)?;
+            }
+            let set = self.set(name)?;
             match set.elements.get(key) {
                 Some(there) if there == verdict => {}
                 Some(_) => return Err(at(Failure::new(EEXIST))),
@@ -217,9 +219,9 @@ impl Contents {
         Ok(())
     }
 
-    /// Chains that rules of other chains or elements lead to.
-    fn jump_targets_except(&self, chain: &str) -> BTreeSet<&str> {
-        let rules = self.statements().filter(|(name, _)| *name != chain).filter_map(|(_, s)| match s {
+    /// Chains that rules or elements lead to; a chain that leads to itself is no exception (nf_tables_delchain).
+    fn jump_targets(&self) -> BTreeSet<&str> {
+        let rules = self.statements().filter_map(|(_, s)| match s {
             Statement::Verdict(verdict) => target(verdict),
             _ => None,
         });
@@ -281,13 +283,12 @@ impl Contents {
         let Some(chain) = self.ruleset.chains.get(name) else { return Vec::new() };
         let mut list = Vec::new();
         for statement in chain.rules.iter().flat_map(|rule| &rule.body) {
-            match statement {
-                Statement::Verdict(verdict) => list.extend(target(verdict)),
-                Statement::VerdictMap { map, .. } => {
-                    list.extend(self.ruleset.sets.get(map).into_iter().flat_map(set_targets));
-                }
-                _ => {}
+            if let Statement::Verdict(verdict) = statement {
+                list.extend(target(verdict));
             }
+            // Also where only the keys are looked up (nft_lookup_validate).
+            let set = set_name(statement).and_then(|(name, _)| self.ruleset.sets.get(name));
+            list.extend(set.into_iter().flat_map(set_targets));
         }
         list
     }
