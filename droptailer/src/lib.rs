@@ -1,1 +1,13 @@
-//! Dropped and accepted packets as records: NFLOG in, compatible lines out
+//! Dropped and accepted packets as records: NFLOG in, compatible lines out.
+//!
+//! * [`record`] (pure): a logged packet as [`DropRecord`], and as the line that log pipelines know.
+//! * [`header`] (pure): what the kernel's LOG line says of a packet's headers.
+//! * [`nflog`]: records from an NFLOG group.
+
+pub mod header;
+pub mod nflog;
+pub mod record;
+mod timestamp;
+
+pub use nflog::{Source, SourceError};
+pub use record::{Action, DropRecord, Logged};
