@@ -57,21 +57,24 @@ impl Daemon {
         Ok(fs::remove_file(self.manifests().join(name))?)
     }
 
-    /// Starts the controller in a namespace; `faults` become `FW_FAULT`.
-    pub(crate) fn start(&mut self, ns: &Netns, faults: Option<&str>) -> Result<()> {
+    /// Starts the controller in a namespace, with environment variables of the feature `fault-injection`.
+    pub(crate) fn start(&mut self, ns: &Netns, variables: &[(&str, &str)]) -> Result<()> {
         let mut command = ns.command(BINARY);
         command.arg("run").arg("--manifests").arg(self.manifests());
         command.arg("--state-dir").arg(self.state()).arg("--control-socket").arg(self.socket());
-        if let Some(faults) = faults {
-            command.env("FW_FAULT", faults);
-        }
+        command.envs(variables.iter().copied());
         self.process = Some(Process::spawn(command)?);
         Ok(())
     }
 
     /// Starts the controller in the firewall of a lab and waits until it enforces all manifests.
     pub(crate) fn start_in(&mut self, lab: &Lab) -> Result<()> {
-        self.start(&lab.firewall, None)?;
+        self.start(&lab.firewall, &[])?;
+        self.wait_until_enforcing()
+    }
+
+    /// Waits until all manifests are enforced.
+    pub(crate) fn wait_until_enforcing(&self) -> Result<()> {
         self.wait_until("it enforces the objects", |status| {
             status["status"]["controller"]["ruleset"] == "objects"
         })
@@ -81,6 +84,11 @@ impl Daemon {
     /// The process, for signals and output.
     pub(crate) fn process(&mut self) -> Result<&mut Process> {
         self.process.as_mut().context("the controller is not running")
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn lines(&self) -> Result<Vec<String>> {
+        Ok(self.process.as_ref().context("the controller is not running")?.lines())
     }
 
     /// SIGTERM, and waits for the end.

@@ -298,10 +298,11 @@ fn reach(file: &Path, is_root: bool, reached: &mut BTreeSet<PathBuf>) -> Result<
     Ok(())
 }
 
-/// `x` of `mod x;`, `pub mod x;`, `#[cfg(test)] mod x;`.
+/// `x` of `mod x;`, `pub mod x;`, `pub mod r#x;`, `#[cfg(test)] mod x;`.
 fn declared_module(line: &str) -> Option<&str> {
     let name = line.trim_end().strip_suffix(';')?;
     let (before, name) = name.rsplit_once("mod ")?;
+    let name = name.strip_prefix("r#").unwrap_or(name);
     let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     let is_start =
         before.is_empty() || before.ends_with(' ') && (before.starts_with("pub") || before.starts_with('#'));
@@ -367,6 +368,7 @@ fn a_module_declaration_is_told_from_other_lines() {
     assert_eq!(declared_module("mod a;"), Some("a"));
     assert_eq!(declared_module("pub(crate) mod a_b;"), Some("a_b"));
     assert_eq!(declared_module("#[cfg(test)] mod tests;"), Some("tests"));
+    assert_eq!(declared_module("pub mod r#gen;"), Some("gen"));
     assert_eq!(declared_module("let remainder = a mod b;"), None);
     assert_eq!(declared_module("mod inline {"), None);
 }

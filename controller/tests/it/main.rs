@@ -11,9 +11,11 @@
 
 mod daemon;
 mod docs;
+mod drift;
 mod droplog;
 mod edits;
 mod golden;
+mod kills;
 mod layering;
 mod oracle;
 mod rig;
