@@ -278,7 +278,7 @@ mod tests {
             line: 1,
             body: serde_json::json!({"metadata": {"name": name}}),
         };
-        let groups = [("a.yaml".to_owned(), Arc::new(vec![manifest]))].into();
+        let groups = [("a.yaml".to_owned(), Arc::new(vec![Arc::new(manifest)]))].into();
         Arc::new(Snapshot { groups, fresh: true, ..Snapshot::default() })
     }
 

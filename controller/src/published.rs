@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use fw_ruleset::ir::{Ruleset, Statement};
+use fw_ruleset::ir::{Rule, Ruleset, Statement};
 use fw_ruleset::{Count, Counts};
 use serde::{Deserialize, Serialize};
 
@@ -60,8 +60,13 @@ impl Published {
 
     /// Ends the series whose counters a ruleset does not have, before their names can come again.
     pub fn retain(&mut self, ruleset: &Ruleset) {
-        let present = readings(ruleset, &Counts::default());
-        self.series.retain(|key, _| present.contains_key(key));
+        self.series.retain(|key, _| match key {
+            Key::Named(name) => ruleset.counters.contains_key(name),
+            Key::Rule { chain, comment } => ruleset.chains.get(chain).is_some_and(|chain| {
+                let has = |rule: &Rule| rule.comment.as_deref().unwrap_or_default() == comment;
+                chain.rules.iter().any(|rule| has(rule) && rule.body.contains(&Statement::Counter))
+            }),
+        });
     }
 
     /// The table is gone and what it counted with it: the next readings start at 0.
@@ -134,7 +139,7 @@ mod entries {
 
 #[cfg(test)]
 mod tests {
-    use fw_ruleset::ir::{Chain, NamedCounter, Rule};
+    use fw_ruleset::ir::{Chain, NamedCounter};
     use proptest::prelude::*;
 
     use super::*;

@@ -189,6 +189,7 @@ impl Reconciler {
     fn judge(&mut self, snapshot: &Snapshot) -> Arc<Judged> {
         let began = Instant::now();
         let (mut intake, kept) = self.intake(snapshot);
+        let read = began.elapsed();
         let compiled = compile(&intake.set, DEFAULT_CELL_LIMIT);
         let mut findings = snapshot.findings.clone();
         findings.append(&mut intake.findings);
@@ -196,7 +197,7 @@ impl Reconciler {
         findings.extend(kept);
         findings.extend(self.host_finding.clone());
         self.report(findings);
-        debug!(policies = intake.set.policies.len(), took = ?began.elapsed(), "judged and compiled");
+        debug!(policies = intake.set.policies.len(), ?read, took = ?began.elapsed(), "judged and compiled");
         let judged = Arc::new(Judged {
             set: intake.set,
             ruleset: Arc::new(compiled.ruleset),
@@ -330,6 +331,7 @@ impl Reconciler {
             if plan.is_empty() {
                 break;
             }
+            debug!(steps = plan.ops.len(), took = ?began.elapsed(), "planned");
             fault::point("before-commit");
             match self.kernel.commit(&plan, wanted) {
                 Ok(receipt) => {

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use fw_intake::{Finding, Manifest};
 use tokio::sync::{Notify, watch};
 
+mod documents;
 pub mod files;
 pub mod manifests;
 mod watcher;
 
 /// Objects in the groups in which a source gets and loses them: a file's, or one object of an API server.
-pub type Groups = BTreeMap<String, Arc<Vec<Manifest>>>;
+pub type Groups = BTreeMap<String, Arc<Vec<Arc<Manifest>>>>;
 
 /// All objects of a source at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +35,7 @@ pub struct Snapshot {
 impl Snapshot {
     /// The objects, in the order of their groups.
     pub fn manifests(&self) -> impl Iterator<Item = &Manifest> {
-        self.groups.values().flat_map(|group| group.iter())
+        self.groups.values().flat_map(|group| group.iter().map(Arc::as_ref))
     }
 }
 

@@ -47,19 +47,22 @@ impl Held {
         }
     }
 
-    /// The plan to `wanted`. `last` are the figures last known, for counters that have to be made again.
+    /// The plan to `wanted`. `last` are the figures last known, for counters that have to be made again; where the
+    /// ruleset is known exactly they are left out, since such a plan seldom needs any ([`remakes`]).
     pub(super) fn plan(&self, wanted: &Ruleset, last: &Figures) -> Plan {
-        let mut figures = self.figures();
-        figures.fill_from(last);
-        let counts = figures.for_ruleset(wanted);
+        let counts = || {
+            let mut figures = self.figures();
+            figures.fill_from(last);
+            figures.for_ruleset(wanted)
+        };
         match self {
-            Self::Absent => plan(None, wanted, &counts),
+            Self::Absent => plan(None, wanted, &counts()),
             Self::Foreign(_) => {
-                let mut replaced = plan(None, wanted, &counts);
+                let mut replaced = plan(None, wanted, &counts());
                 replaced.ops.insert(0, Op::DeleteTable);
                 replaced
             }
-            Self::Observed(observed) => plan(Some(&in_our_terms(observed, wanted)), wanted, &counts),
+            Self::Observed(observed) => plan(Some(&in_our_terms(observed, wanted)), wanted, &counts()),
             Self::Known(known) => plan(Some(known), wanted, &Counts::default()),
         }
     }

@@ -22,13 +22,18 @@ pub struct StoredSnapshot {
 impl StoredSnapshot {
     /// The document for a snapshot.
     pub fn new(snapshot: &Snapshot, firewall: Option<Manifest>) -> Self {
-        let groups = snapshot.groups.iter().map(|(name, group)| (name.clone(), group.to_vec()));
+        let groups = snapshot.groups.iter().map(|(name, group)| {
+            (name.clone(), group.iter().map(|manifest| Manifest::clone(manifest)).collect())
+        });
         Self { groups: groups.collect(), firewall }
     }
 
     /// The objects in the groups of their source.
     pub fn groups(&self) -> Groups {
-        self.groups.iter().map(|(name, group)| (name.clone(), Arc::new(group.clone()))).collect()
+        self.groups
+            .iter()
+            .map(|(name, group)| (name.clone(), Arc::new(group.iter().cloned().map(Arc::new).collect())))
+            .collect()
     }
 
     /// As if a source had sent it before it listed anything.

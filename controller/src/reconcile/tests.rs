@@ -86,7 +86,7 @@ fn policy(name: &str) -> String {
 fn snapshot(documents: &[String]) -> Arc<Snapshot> {
     let group = |(index, text): (usize, &String)| {
         let path = format!("{index}.yaml");
-        let manifests = parse(&path, text.as_bytes()).unwrap();
+        let manifests = parse(&path, text.as_bytes()).unwrap().into_iter().map(Arc::new).collect();
         (path, Arc::new(manifests))
     };
     let groups = documents.iter().enumerate().map(group).collect();

@@ -15,6 +15,7 @@ use tracing::{debug, warn};
 
 use crate::findings::unreadable;
 
+use super::documents::Documents;
 use super::files::{self, Listing, Stamp};
 use super::watcher::{Changes, Watcher};
 use super::{Groups, Running, Snapshot, Source, SourceCounters, SourceError};
@@ -168,14 +169,14 @@ struct Cache {
 struct Known {
     /// State of the file when it was last read; `None`: not in this process.
     stamp: Option<Stamp>,
-    objects: Arc<Vec<Manifest>>,
+    objects: Arc<Vec<Arc<Manifest>>>,
+    documents: Documents,
     problem: Option<Finding>,
 }
 
 impl Cache {
     fn new(root: PathBuf, kept: &Groups) -> Self {
-        let known =
-            |objects: &Arc<Vec<Manifest>>| Known { stamp: None, objects: Arc::clone(objects), problem: None };
+        let known = |objects| Known { objects: Arc::clone(objects), ..Known::empty() };
         Self {
             root,
             files: kept.iter().map(|(path, objects)| (PathBuf::from(path), known(objects))).collect(),
@@ -226,7 +227,8 @@ impl Cache {
             return self.keep(path, Some(stamp), empty(&name));
         }
         self.counters.files_parsed += 1;
-        match fw_intake::parse(&name, &bytes) {
+        let known = self.files.entry(path.to_owned()).or_insert_with(Known::empty);
+        match known.documents.parse(&name, &bytes) {
             Ok(objects) if is_cut(&objects) && self.has_objects(path) => {
                 self.counters.parse_errors += 1;
                 self.keep(path, Some(stamp), cut(&name, objects.last().map_or(0, |last| last.line)));
@@ -243,7 +245,7 @@ impl Cache {
         self.files.get(path).is_some_and(|known| !known.objects.is_empty())
     }
 
-    fn replace(&mut self, path: &Path, stamp: Stamp, objects: Vec<Manifest>) {
+    fn replace(&mut self, path: &Path, stamp: Stamp, objects: Vec<Arc<Manifest>>) {
         let known = self.files.entry(path.to_owned()).or_insert_with(Known::empty);
         self.changed |= known.problem.take().is_some() || *known.objects != objects;
         if *known.objects != objects {
@@ -321,7 +323,7 @@ impl Cache {
 
 impl Known {
     fn empty() -> Self {
-        Self { stamp: None, objects: Arc::default(), problem: None }
+        Self { stamp: None, objects: Arc::default(), documents: Documents::default(), problem: None }
     }
 }
 
@@ -330,7 +332,7 @@ fn is_below(path: &Path, unusable: &BTreeMap<PathBuf, String>) -> bool {
 }
 
 /// True when the last document has no kind or no name: YAML that was cut off is often still YAML.
-fn is_cut(objects: &[Manifest]) -> bool {
+fn is_cut(objects: &[Arc<Manifest>]) -> bool {
     objects.last().is_some_and(|last| {
         let has = |pointer| last.body.pointer(pointer).and_then(|value| value.as_str()).is_some();
         !has("/kind") || !has("/metadata/name")
