@@ -235,20 +235,26 @@ fn rules_shown_in_the_documents_are_those_of_the_lab() -> Result<()> {
 }
 
 #[test]
-fn every_promise_of_the_behaviour_names_a_test_that_exists() -> Result<()> {
-    let document = tree::read("BEHAVIOUR.md")?;
-    let promises = behaviour::promises(&document);
+fn every_promise_of_the_behaviour_ends_with_its_tests() -> Result<()> {
+    let promises = behaviour::promises(&tree::read("BEHAVIOUR.md")?);
     ensure!(promises.len() > 20, "BEHAVIOUR.md has only {} bullets", promises.len());
+    let unproven = promises.iter().filter(|promise| promise.tests.is_empty());
+    let complaints: Vec<String> =
+        unproven.map(|promise| format!("line {}: {}", promise.line, promise.text)).collect();
+    none("bullets of BEHAVIOUR.md that do not end with (`module::test_name`, …)", &complaints);
+    Ok(())
+}
+
+#[test]
+fn every_test_named_in_the_documents_exists() -> Result<()> {
     let tests = behaviour::tests_of_the_workspace()?;
     let mut complaints = Vec::new();
-    for promise in &promises {
-        if promise.tests.is_empty() {
-            complaints.push(format!("line {}: names no test: {}", promise.line, promise.text));
-        }
-        let missing = promise.tests.iter().filter(|test| !tests.iter().any(|known| known.is(test)));
-        complaints.extend(missing.map(|test| format!("line {}: there is no test `{test}`", promise.line)));
+    for document in documents()? {
+        let named = document.spans.iter().filter(|(_, span)| behaviour::is_test_name(span));
+        let missing = named.filter(|(_, span)| !tests.iter().any(|test| test.is(span)));
+        complaints.extend(missing.map(|(line, span)| format!("{}:{line}: {span}", document.path.display())));
     }
-    none("BEHAVIOUR.md", &complaints);
+    none("tests that do not exist", &complaints);
     Ok(())
 }
 

@@ -48,6 +48,13 @@ fn named_tests(text: &str) -> Vec<String> {
     list.split(',').map(name).collect::<Option<_>>().unwrap_or_default()
 }
 
+/// True for `module::a_sentence`, which no other item of ours looks like.
+pub(super) fn is_test_name(text: &str) -> bool {
+    let is_path =
+        |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:".contains(c));
+    text.rsplit_once("::").is_some_and(|(_, name)| is_path(text) && name.matches('_').count() >= 2)
+}
+
 /// A function with a `#[test]` attribute.
 pub(super) struct Test {
     path: PathBuf,
@@ -105,10 +112,10 @@ fn tests_in(source: &str) -> Vec<String> {
 
 #[test]
 fn a_bullet_ends_with_its_tests() {
-    let document = "# Title\n- One thing (as such)\n  goes on. (`a::b_c`, `d::e`)\n\n- Two. (no test)\n- Three. (`b_c`)\n";
+    let document = "# Title\n- One thing (as such)\n  goes on. (`a::b_c_d`, `d::e_f_g`)\n\n- Two. (no test)\n- Three. (`b_c_d`)\n";
     let promises = promises(document);
     let tests: Vec<&[String]> = promises.iter().map(|promise| &promise.tests[..]).collect();
-    assert_eq!(tests, [&["a::b_c".to_owned(), "d::e".to_owned()][..], &[], &[]]);
+    assert_eq!(tests, [&["a::b_c_d".to_owned(), "d::e_f_g".to_owned()][..], &[], &[]]);
     assert_eq!(promises[0].line, 2);
 }
 
