@@ -20,6 +20,9 @@ use crate::cleanup::{NETNS_DIR, PREFIX, prepare_process, registry, remove_name};
 /// Names are `fwt-PID-NUMBER-LABEL`, so any number of processes and threads can have theirs. The first one
 /// made in a process also removes those of processes that are gone, and from then on SIGINT and SIGTERM
 /// remove all of this process before it dies (unless the process handles these signals itself).
+///
+/// With `FW_KEEP_NETNS` in the environment, the namespaces of a thread that panics stay, and how to get into them
+/// is printed; the next process removes them.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -174,9 +177,18 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         let mut registry = registry();
-        let _ = remove_name(&self.name);
+        if std::thread::panicking() && std::env::var_os("FW_KEEP_NETNS").is_some() {
+            print_to_stderr(&format!("kept: {}\n", self.hint()));
+        } else {
+            let _ = remove_name(&self.name);
+        }
         registry.namespaces.remove(&self.name);
     }
+}
+
+/// Not `eprint!`, which libtest captures and the panic of a drop would lose.
+fn print_to_stderr(text: &str) {
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
 }
 
 fn sysctl_path(key: &str) -> Result<PathBuf> {

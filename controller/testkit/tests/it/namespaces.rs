@@ -108,23 +108,27 @@ impl ExecSleep for Netns {
 }
 
 /// Not a test of its own: what the tests below interrupt. It makes a namespace and a child in it, says so and
-/// waits. Without the variable it is a test that a lone namespace can be made.
+/// waits, or panics. Without the variable it is a test that a lone namespace can be made.
 #[test]
 fn a_namespace_with_a_child_waits_to_be_interrupted() {
     let ns = Netns::new("victim").unwrap();
     let child = Process::spawn(ns.exec_sleep()).unwrap();
     if let Ok(file) = std::env::var("FW_TESTKIT_VICTIM") {
         std::fs::write(&file, format!("{} {}", ns.name(), child.id())).unwrap();
+        assert!(std::env::var_os("FW_KEEP_NETNS").is_none(), "panics as asked");
         std::thread::sleep(Duration::from_secs(60));
     }
 }
 
 /// Starts this test binary on the victim test; gives it with the namespace's path and the child's pid.
-fn victim(label: &str) -> (Process, std::path::PathBuf, String) {
+fn victim(label: &str, keeps: bool) -> (Process, std::path::PathBuf, String) {
     let file = std::env::temp_dir().join(format!("fw-testkit-{}-{label}", std::process::id()));
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "namespaces::a_namespace_with_a_child_waits_to_be_interrupted"]);
-    command.env("FW_TESTKIT_VICTIM", &file);
+    command.env("FW_TESTKIT_VICTIM", &file).env_remove("FW_KEEP_NETNS");
+    if keeps {
+        command.env("FW_KEEP_NETNS", "1");
+    }
     let process = Process::spawn(command).unwrap();
     let text = eventually(|| std::fs::read_to_string(&file).ok().filter(|text| text.contains(' ')));
     std::fs::remove_file(file).unwrap();
@@ -145,7 +149,7 @@ fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn an_interrupted_process_leaves_nothing() {
-    let (mut process, path, child) = victim("terminated");
+    let (mut process, path, child) = victim("terminated", false);
     assert!(path.exists() && Path::new(&child).exists());
     let status = process.terminate(GENTLE).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
@@ -155,13 +159,25 @@ fn an_interrupted_process_leaves_nothing() {
 
 #[test]
 fn what_a_killed_process_left_goes_with_the_next_start() {
-    let (mut killed, path, child) = victim("killed");
+    let (mut killed, path, child) = victim("killed", false);
     killed.kill().unwrap();
     assert!(path.exists() && Path::new(&child).exists(), "kill -9 leaves no chance to clear up");
-    let (mut next, ..) = victim("next");
+    let (mut next, ..) = victim("next", false);
     assert!(!path.exists());
     eventually(|| (!is_running(&child)).then_some(()));
     next.terminate(GENTLE).unwrap();
+}
+
+#[test]
+fn a_failed_test_can_keep_its_namespaces_and_says_how_to_look() {
+    let (mut process, path, _) = victim("kept", true);
+    let line = process.wait_for_line("kept: ip netns exec", GENTLE).unwrap();
+    assert!(line.contains(path.file_name().unwrap().to_str().unwrap()), "{line}");
+    assert!(!process.wait(GENTLE).unwrap().success());
+    // Another process may have removed it already, which is what shall happen to it.
+    let (mut next, ..) = victim("after-kept", false);
+    next.terminate(GENTLE).unwrap();
+    assert!(!path.exists());
 }
 
 /// An orphan's end is a zombie until pid 1 has reaped it.

@@ -3,10 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use fw_policy::Transport;
+use fw_testkit::r#gen::Rng;
 use fw_testkit::nft;
 use fw_testkit::topology::{Lab, LabSpec};
 use fw_testkit::traffic::conntrack;
-use fw_testkit::traffic::craft::{Body, Crafted, Tag, flags};
+use fw_testkit::traffic::craft::{Body, Crafted, Tag, flags, recognise};
 use fw_testkit::traffic::inject::Injector;
 use fw_testkit::traffic::range::{Range, Shot};
 
@@ -69,6 +70,29 @@ fn what_arrives_is_told_from_what_is_dropped() {
     let counters = nft::counters(&lab.firewall).unwrap();
     let counted = ["web", "dns", "ping", "gre"].map(|comment| counters.comment(comment));
     assert_eq!(counted, [2, 1, 1, 1]);
+}
+
+#[test]
+fn crafted_packets_are_recognised_and_cut_or_foreign_ones_do_no_harm() {
+    for (number, (name, packet)) in (0_u32..).zip(lone_packets()) {
+        let tag = Tag { run: 5, id: number };
+        let bytes = packet.encode(tag).unwrap().remove(0);
+        let seen = recognise(&bytes).unwrap();
+        assert_eq!(
+            (seen.tag, seen.source, seen.destination),
+            (tag, packet.source, packet.destination),
+            "{name}"
+        );
+        // Only the tag's end completes it.
+        assert!((0..bytes.len()).all(|length| recognise(&bytes[..length]).is_none()), "{name}");
+    }
+    let mut rng = Rng::new(1);
+    for _ in 0..10_000 {
+        let length = rng.below(100);
+        let mut bytes: Vec<u8> = (0..length).map(|_| rng.bits().to_be_bytes()[0]).collect();
+        bytes.splice(..0, [if rng.percent(50) { 0x45 } else { 0x60 }]);
+        assert_eq!(recognise(&bytes), None);
+    }
 }
 
 #[test]
