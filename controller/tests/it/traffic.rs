@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use fw_intake::HostFacts;
-use fw_testkit::topology::LabSpec;
+use fw_testkit::topology::{LabSpec, Neighbours};
 use fw_testkit::traffic::craft::{Body, Crafted};
 use fw_testkit::traffic::server::{Server, Service};
 use fw_testkit::traffic::steady::Steady;
@@ -398,5 +398,23 @@ fn host_protection_keeps_ssh_and_older_sessions_and_drops_the_rest() -> Result<(
     assert_eq!(report.breaks, Vec::<String>::new());
     assert!(rig.counters()?.comment("SSH incoming connections") > 0);
     drop(ssh);
+    Ok(())
+}
+
+#[test]
+fn neighbour_discovery_works_with_the_base_ruleset_and_under_host_protection() -> Result<()> {
+    let mut spec = LabSpec::standard("neighbours")?;
+    spec.neighbours = Neighbours::Discovered;
+    let mut rig = Rig::bare(&spec)?;
+    let firewall = at("2001:db8:179::1", 2222);
+    let _ssh = Server::tcp(&rig.lab.firewall, &[firewall], Service::Echo)?;
+    let facts = HostFacts { sshd_ports: [2222].into(), ..HostFacts::default() };
+    for manifests in [String::new(), firewall_with("  hostProtection: {enabled: true}")] {
+        rig.apply_with(&manifests, &facts)?;
+        rig.lab.internet().ns.ip("neighbour flush all")?;
+        rig.lab.firewall.ip("neighbour flush all")?;
+        let outcome = probe::tcp(&rig.lab.internet().ns, None, firewall, PATIENCE)?;
+        assert!(outcome.passed(), "{outcome:?} with {manifests:?}");
+    }
     Ok(())
 }
