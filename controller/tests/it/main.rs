@@ -8,6 +8,7 @@
     clippy::unwrap_used,
     reason = "a test ends at the first thing that is not as it must be"
 )]
+#![allow(clippy::print_stderr, reason = "seeds and figures belong to the record of a run")]
 
 mod daemon;
 mod docs;
