@@ -6,7 +6,7 @@
 //! * [`Netns`]: a namespace; run closures and programs in it. [`Process`]: a program that ends with its guard.
 //! * [`topology`]: the standard lab, cluster side, firewall, internet side.
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
-//! * [`gen`](mod@crate::r#gen): random policies and packets, and policies as manifests.
+//! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
 //! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
 
 #![allow(

@@ -38,8 +38,7 @@ impl Injector {
     }
 
     /// Sends all packets in order as fast as it can; none is lost before the firewall's interface has it.
-    /// Returns when the firewall is through with them all, and so is the link behind it (see
-    /// [`Injector::settle`]).
+    /// Returns when the firewall is through with them all, and so is the link behind it.
     pub fn send<P: AsRef<[u8]>>(&mut self, packets: &[P]) -> Result<()> {
         let _pinned = Pinned::to_this_cpu()?;
         for batch in packets.chunks(BATCH) {
