@@ -29,7 +29,7 @@ bench: tools     ## ours beside a reference in one run; exits 1 when a ratio mis
 	$(CARGO) bench -p fw-controller --bench firewall
 
 soak: tools      ## the long forms of the tests
-	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture soak
+	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture soak kills edits droplog
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh

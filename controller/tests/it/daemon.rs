@@ -156,6 +156,11 @@ impl Drop for Daemon {
     }
 }
 
+/// How much longer `make soak` runs than `make test`.
+pub(crate) fn soak_factor() -> u32 {
+    if std::env::var_os("FW_SOAK").is_some() { 10 } else { 1 }
+}
+
 /// Waits until something is so.
 pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;

@@ -12,10 +12,10 @@ use fw_testkit::topology::Lab;
 use fw_testkit::traffic::craft::Crafted;
 use fw_testkit::traffic::range::{Range, Shot};
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, PATIENCE, soak_factor};
 use crate::rig::{FIREWALL, at, documents, fresh_port, judge, policy};
 
-const KILLS: usize = 200;
+const KILLS: u32 = 200;
 const UNTOUCHED: &str = "accept traffic for np untouched tcp";
 
 /// Where the process is killed, and whether the kernel must hold the new ruleset then (what is persisted first at a
@@ -37,7 +37,7 @@ fn manifests(round: usize) -> [String; 3] {
     let edited = format!(
         "{{egress: [{{to: [{{cidr: 198.18.{}.0/24}}, {{cidr: 198.19.0.0/16}}], ports: [{{port: {}}}]}}]}}",
         round % 256,
-        1000 + round
+        1000 + round % 60_000
     );
     let untouched = policy("untouched", "{egress: [{to: [{cidr: 1.2.3.0/24}], ports: [{port: 80}]}]}");
     [FIREWALL.to_owned(), untouched, policy(&format!("edited-{}", round / 3), &edited)]
@@ -114,17 +114,18 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_ruleset_whole() -> Result<()> {
     ensure!(arrived.iter().all(|arrivals| arrivals.len() == 1), "{arrived:?}");
     daemon.stop()?;
     let (mut in_flight, mut current) = (0, ruleset(0)?);
-    for round in 1..=KILLS {
+    let kills = usize::try_from(KILLS * soak_factor())?;
+    for round in 1..=kills {
         let killed;
         (current, killed) = kill_once(&lab, &mut daemon, current, round, &mut rng)
             .with_context(|| format!("FW_SEED={seed} kill {round}"))?;
         in_flight += usize::from(killed);
     }
-    eprintln!("{KILLS} kills, {in_flight} of them in flight");
-    ensure!(in_flight >= 50, "only {in_flight} of {KILLS} kills were in flight");
+    eprintln!("{kills} kills, {in_flight} of them in flight");
+    ensure!(in_flight >= 50, "only {in_flight} of {kills} kills were in flight");
     daemon.start_in(&lab)?;
     daemon.stop()?;
-    let last = ruleset(KILLS)?;
+    let last = ruleset(kills)?;
     ensure!(held(&lab, [&last, &last])?[0], "the last start must end with the last manifests");
     let counters = fw_testkit::nft::counters(&lab.firewall)?;
     assert_eq!(counters.comment(UNTOUCHED), 10, "the counter of an untouched policy survived all of it");
