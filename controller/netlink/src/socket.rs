@@ -13,8 +13,8 @@ use crate::message::{Ack, Head, Message, Messages, flag, kind, write};
 const BUFFER: usize = 256 * 1024;
 /// How long an answer may take. The kernel answers within sendmsg, so only a broken one needs it.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Smallest and largest socket buffers asked for.
-const SOCKET_BUFFER: std::ops::RangeInclusive<usize> = 1 << 20..=256 << 20;
+/// Buffers for transactions: at least this, and never more than what the largest rulesets need.
+const BATCH_BUFFER: std::ops::RangeInclusive<usize> = 1 << 20..=256 << 20;
 /// A queued acknowledgement with extended information costs about this much receive buffer (skb->truesize).
 const ACK_COST: usize = 1024;
 
@@ -146,9 +146,11 @@ impl Socket {
     /// Sends a transaction with one sendmsg. The kernel handles it before the call returns.
     pub fn send_batch(&mut self, batch: &Encoded) -> Result<(), SocketError> {
         // netlink_sendmsg refuses messages above sk_sndbuf - 32 with EMSGSIZE.
-        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, batch.bytes.len() + 4096)?;
+        let within = |bytes: usize| bytes.clamp(*BATCH_BUFFER.start(), *BATCH_BUFFER.end());
+        let length = within(batch.bytes.len().saturating_add(4096));
+        self.size_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, length)?;
         // In the worst case every message is answered with an error.
-        self.receive_buffer(batch.starts.len().saturating_mul(ACK_COST))?;
+        self.receive_buffer(within(batch.starts.len().saturating_mul(ACK_COST)))?;
         self.send(&batch.bytes)
     }
 
@@ -273,7 +275,6 @@ impl Socket {
     }
 
     fn size_buffer(&self, force: libc::c_int, plain: libc::c_int, bytes: usize) -> Result<(), SocketError> {
-        let bytes = bytes.clamp(*SOCKET_BUFFER.start(), *SOCKET_BUFFER.end());
         let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
         self.option(libc::SOL_SOCKET, force, bytes).or_else(|_| self.option(libc::SOL_SOCKET, plain, bytes))
     }

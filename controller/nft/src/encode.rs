@@ -99,6 +99,7 @@ impl Transaction {
                     flags: table_flags,
                     userdata: table_userdata(),
                     owner: None,
+                    handle: None,
                 };
                 self.push(index, message::NEW_TABLE, create, |w| table.encode(w));
             }

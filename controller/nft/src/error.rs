@@ -119,7 +119,7 @@ impl fmt::Display for Refusal {
         }
         f.write_str(hint(self.errno))?;
         if self.others > 0 {
-            write!(f, "; {} more steps were refused", self.others)?;
+            write!(f, "; further refusals in the same transaction: {}", self.others)?;
         }
         f.write_str("; nothing was applied")
     }

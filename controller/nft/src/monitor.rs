@@ -42,8 +42,13 @@ impl Monitor {
     /// Listens in the network namespace of the calling thread. `writer` is the netlink port whose changes are
     /// expected ([`crate::NetlinkKernel::port`]).
     pub fn open(writer: u32) -> Result<Self, SocketError> {
+        Self::with_buffer(writer, BUFFER)
+    }
+
+    /// As [`Self::open`], with a receive buffer of `bytes`.
+    pub fn with_buffer(writer: u32, bytes: usize) -> Result<Self, SocketError> {
         let socket = Socket::open()?;
-        socket.receive_buffer(BUFFER)?;
+        socket.receive_buffer(bytes)?;
         socket.ignore_port(writer)?;
         socket.subscribe(NFNLGRP_NFTABLES)?;
         Ok(Self { socket, pending: None, seen: None })

@@ -38,6 +38,8 @@ pub struct NetlinkKernel {
     owned: bool,
     /// Generation at which the table was last known to be as we left it.
     known: Option<u32>,
+    /// Handle of the table that was read last, ours or not.
+    handle: Option<u64>,
     /// Only where others can change our table: tells whether a foreign commit touched it.
     monitor: Option<Monitor>,
     hook: Box<dyn FnMut(Step) + Send>,
@@ -70,7 +72,15 @@ impl NetlinkKernel {
 
     fn with_features(socket: Socket, features: Features) -> Result<Self, Error> {
         let monitor = if features.owner_persist { None } else { Some(Monitor::open(socket.port())?) };
-        Ok(Self { socket, features, owned: false, known: None, monitor, hook: Box::new(|_| {}) })
+        Ok(Self {
+            socket,
+            features,
+            owned: false,
+            known: None,
+            handle: None,
+            monitor,
+            hook: Box::new(|_| {}),
+        })
     }
 
     /// What this kernel can do.
@@ -99,7 +109,9 @@ impl NetlinkKernel {
 
     /// Runs a read until nothing changed underneath it.
     fn steady<T>(&mut self, mut read: impl FnMut(&mut Self) -> Result<T, SocketError>) -> Result<T, Error> {
-        for _ in 0..READ_ATTEMPTS {
+        for attempt in 0..READ_ATTEMPTS {
+            // Others' commits come in bursts; waiting lets one pass.
+            std::thread::sleep(Duration::from_millis(u64::from(attempt.saturating_sub(3))));
             match read(self) {
                 Err(SocketError::Interrupted) => {}
                 // Objects vanished between two requests of one read.
@@ -160,7 +172,13 @@ impl NetlinkKernel {
     /// An orphan of ours becomes our socket's.
     fn adopt(&mut self) -> Result<(), Error> {
         let flags = table_flag::OWNER | table_flag::PERSIST;
-        let table = KernelTable { name: TABLE.to_owned(), flags, userdata: table_userdata(), owner: None };
+        let table = KernelTable {
+            name: TABLE.to_owned(),
+            flags,
+            userdata: table_userdata(),
+            owner: None,
+            handle: None,
+        };
         let mut batch = Batch::new(subsystem::NFTABLES, None, self.socket.reserve(3));
         batch.push(message::NEW_TABLE, 0, INET, |w| table.encode(w));
         let batch = batch.finish(Finish::Commit)?;
@@ -170,7 +188,7 @@ impl NetlinkKernel {
             Outcome::Whole(ack) => Err(whole(&ack)),
             Outcome::Messages(refused) => {
                 let errno = refused.first().map_or(0, |(_, ack)| ack.errno);
-                Err(if errno == EPERM { Error::Taken { port: 0 } } else { Error::Whole { errno } })
+                Err(if errno == EPERM { self.taken() } else { Error::Whole { errno } })
             }
         }
     }
@@ -229,7 +247,12 @@ impl NetlinkKernel {
             )?;
         }
         observed.counters = self.named_counters()?;
-        if self.get_generation()? == generation { Ok(observed) } else { Err(SocketError::Interrupted) }
+        // Nobody else can have changed a table that is ours; else the parts must be of one generation.
+        if self.owned || self.get_generation()? == generation {
+            Ok(observed)
+        } else {
+            Err(SocketError::Interrupted)
+        }
     }
 
     fn named_counters(&mut self) -> Result<BTreeMap<String, Count>, SocketError> {
@@ -302,7 +325,8 @@ impl NetlinkKernel {
         }
         let touched = match &mut self.monitor {
             Some(monitor) => monitor.touched_until(generation, NOTIFICATION)?,
-            None => true,
+            // Nothing of ours is there yet; what a foreign table holds does not matter, it is replaced.
+            None => self.find_table()?.and_then(|table| table.handle) != self.handle,
         };
         if touched {
             self.known = None;
@@ -332,6 +356,33 @@ impl NetlinkKernel {
         })
     }
 
+    fn refuse(
+        &mut self,
+        transaction: &Transaction,
+        batch: &Encoded,
+        plan: &Plan,
+        wanted: &Ruleset,
+        refused: Vec<(usize, Ack)>,
+    ) -> Error {
+        let others = refused.len().saturating_sub(1);
+        let Some((message, ack)) = refused.into_iter().next() else { return Error::Whole { errno: 0 } };
+        // With the privilege to begin, EPERM on a message means that the table has another owner.
+        if ack.errno == EPERM {
+            return self.taken();
+        }
+        let (attributes, start) = batch.attributes(message).unwrap_or((&[], 0));
+        let at = Position { message, attributes, start };
+        Error::Refused(Box::new(transaction.refusal(plan, wanted, &at, ack, others)))
+    }
+
+    /// Says whose the table is.
+    fn taken(&mut self) -> Error {
+        match self.find_table() {
+            Ok(table) => Error::Taken { port: table.and_then(|table| table.owner).unwrap_or(0) },
+            Err(error) => Error::Socket(error),
+        }
+    }
+
     fn run(&mut self, plan: &Plan, wanted: &Ruleset, finish: Finish) -> Result<Receipt, Error> {
         (self.hook)(Step::Build);
         let mut generation = self.guard()?;
@@ -349,7 +400,7 @@ impl NetlinkKernel {
                 }
                 Some(Outcome::Whole(ack)) => return Err(whole(&ack)),
                 Some(Outcome::Messages(refused)) => {
-                    return Err(refuse(&transaction, &batch, plan, wanted, refused));
+                    return Err(self.refuse(&transaction, &batch, plan, wanted, refused));
                 }
                 None => {
                     generation = self.guard()?;
@@ -367,18 +418,15 @@ impl Kernel for NetlinkKernel {
             monitor.clear()?;
         }
         self.owned = false;
-        self.known = None;
-        let Some(table) = self.steady(Self::find_table)? else {
-            self.known = Some(self.get_generation()?);
-            return Ok(Table::Absent);
-        };
+        self.known = Some(self.get_generation()?);
+        let found = self.steady(Self::find_table)?;
+        self.handle = found.as_ref().and_then(|table| table.handle);
+        let Some(table) = found else { return Ok(Table::Absent) };
         let marked = udata::find(&table.userdata, MARK.0) == Some(MARK.1);
         let persistent = table.flags & table_flag::PERSIST != 0;
         // A table without the flags our kernel has cannot be given them (nf_tables_updtable, EOPNOTSUPP).
         if !marked || persistent != self.features.owner_persist {
-            let foreign = self.steady(Self::read_foreign)?;
-            self.known = Some(self.get_generation()?);
-            return Ok(Table::Foreign(foreign));
+            return Ok(Table::Foreign(self.steady(Self::read_foreign)?));
         }
         match table.owner {
             Some(port) if port == self.socket.port() => self.owned = true,
@@ -430,22 +478,4 @@ fn next(generation: u32) -> u32 {
 
 fn whole(ack: &Ack) -> Error {
     if ack.errno == EPERM { Error::Privilege } else { Error::Whole { errno: ack.errno } }
-}
-
-fn refuse(
-    transaction: &Transaction,
-    batch: &Encoded,
-    plan: &Plan,
-    wanted: &Ruleset,
-    refused: Vec<(usize, Ack)>,
-) -> Error {
-    let others = refused.len().saturating_sub(1);
-    let Some((message, ack)) = refused.into_iter().next() else { return Error::Whole { errno: 0 } };
-    // With the privilege to begin, EPERM on a message means that the table has another owner.
-    if ack.errno == EPERM {
-        return Error::Taken { port: 0 };
-    }
-    let (attributes, start) = batch.attributes(message).unwrap_or((&[], 0));
-    let at = Position { message, attributes, start };
-    Error::Refused(Box::new(transaction.refusal(plan, wanted, &at, ack, others)))
 }

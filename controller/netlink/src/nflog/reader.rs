@@ -8,9 +8,6 @@ use crate::message::{Head, Messages, subsystem};
 use crate::nft::message::GET_GENERATION;
 use crate::socket::{Socket, SocketError};
 
-/// Receive buffer: 16 MiB hold a burst of some ten thousand packets.
-const RECEIVE_BUFFER: usize = 16 << 20;
-
 /// Why a group cannot be listened to.
 #[derive(Debug, thiserror::Error)]
 pub enum NflogError {
@@ -36,12 +33,15 @@ pub struct Options {
     pub threshold: u32,
     /// How long it collects, at most, in hundredths of a second.
     pub timeout: u32,
+    /// Bytes of receive buffer.
+    pub receive_buffer: usize,
 }
 
 impl Options {
-    /// A group, with the first 256 bytes of each packet and at most 0.1 s of delay.
+    /// A group, with the first 256 bytes of each packet, at most 0.1 s of delay, and 16 MiB of buffer, which hold
+    /// a burst of some ten thousand packets.
     pub fn group(group: u16) -> Self {
-        Self { group, snaplen: 256, threshold: 32, timeout: 10 }
+        Self { group, snaplen: 256, threshold: 32, timeout: 10, receive_buffer: 16 << 20 }
     }
 }
 
@@ -68,7 +68,7 @@ impl Reader {
     /// Becomes the listener of a group.
     pub fn open(options: Options) -> Result<Self, NflogError> {
         let mut socket = Socket::open()?;
-        socket.receive_buffer(RECEIVE_BUFFER)?;
+        socket.receive_buffer(options.receive_buffer)?;
         let steps = [
             Config::Bind,
             Config::Snaplen(options.snaplen),

@@ -22,6 +22,8 @@ pub struct Table {
     pub userdata: Vec<u8>,
     /// Netlink port of the owner, when it has one. Not written.
     pub owner: Option<u32>,
+    /// Number that no other table ever had. Not written.
+    pub handle: Option<u64>,
 }
 
 impl Table {
@@ -42,6 +44,7 @@ impl Table {
             flags: f.be32_or(2, 0)?,
             userdata: f.get(6).map(|a| a.value.to_vec()).unwrap_or_default(),
             owner: f.be32_opt(7)?,
+            handle: f.get(4).map(|a| a.be64()).transpose()?,
         })
     }
 

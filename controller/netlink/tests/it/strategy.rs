@@ -170,6 +170,7 @@ pub(crate) fn table() -> impl Strategy<Value = Table> {
         flags,
         userdata,
         owner: None,
+        handle: None,
     })
 }
 

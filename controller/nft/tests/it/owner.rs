@@ -1,6 +1,7 @@
 //! Whose the table is, and what others can do to it.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use fw_nft::{Drift, Error, Kernel, Monitor, NetlinkKernel, Step, Table, recognise};
 use fw_ruleset::{Counts, Op, Plan, plan};
@@ -46,7 +47,7 @@ fn a_second_controller_is_told_that_the_table_is_taken() {
         let mut second = NetlinkKernel::open().unwrap();
         assert_eq!(second.read().unwrap(), Table::Taken { port: first.port() });
         let error = second.commit(&Plan { ops: vec![Op::DeleteTable] }, &wanted).unwrap_err();
-        assert!(matches!(error, Error::Taken { .. }), "{error}");
+        assert!(matches!(error, Error::Taken { port } if port == first.port()), "{error}");
     })
     .unwrap();
 }
@@ -207,4 +208,60 @@ fn tampering_without_an_owner_is_noticed_with_its_author_and_repaired_exactly() 
         assert_eq!(monitor.next(QUIET).unwrap(), None);
     })
     .unwrap();
+}
+
+#[test]
+fn lost_notifications_are_a_drift_of_their_own() {
+    let ns = Netns::new("fwnft").unwrap();
+    ns.run(|| {
+        let mut wanted = sample();
+        let mut kernel = NetlinkKernel::open_without_owner().unwrap();
+        install(&mut kernel, &wanted);
+        let mut monitor = Monitor::with_buffer(kernel.port(), 4096).unwrap();
+        let before = recognise(&observed(&mut kernel), &wanted);
+        let list: String = (0..5000).map(|n| format!("10.1.{}.{}, ", n / 256, n % 256)).collect();
+        let text = format!(
+            "add set inet firewall big {{ type ipv4_addr; }}; add element inet firewall big {{ {list} }}"
+        );
+        ns.output_with_input("nft", &["-f", "-"], &text).unwrap();
+        let drift = monitor.next(SOON).unwrap();
+        assert_eq!(drift, Some(Drift { lost: true, ..Drift::default() }));
+        wanted.chains.insert("egress-more-tcp".to_owned(), policy_chain("more"));
+        let stale = kernel.commit(&plan(Some(&before), &wanted, &Counts::default()), &wanted);
+        assert!(matches!(stale, Err(Error::Stale)), "{stale:?}");
+        go_on(&mut kernel, &wanted);
+        assert_eq!(recognise(&observed(&mut kernel), &wanted), wanted);
+    })
+    .unwrap();
+}
+
+#[test]
+fn tables_and_counters_are_read_while_others_commit_all_the_time() {
+    let ns = Netns::new("fwnft").unwrap();
+    let set = crate::apply::policies(500, 4);
+    let wanted = fw_ruleset::compile(&set, fw_ruleset::DEFAULT_CELL_LIMIT).ruleset;
+    let (stop, commits) = (AtomicBool::new(false), AtomicU32::new(0));
+    let mut reads = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                ns.output("nft", &["add table ip busy; delete table ip busy"]).unwrap();
+                commits.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        ns.run(|| {
+            let mut kernel = NetlinkKernel::open().unwrap();
+            install(&mut kernel, &wanted);
+            let deadline = Instant::now() + Duration::from_secs(120);
+            while reads < 5 || commits.load(Ordering::Relaxed) < 20 {
+                assert!(Instant::now() < deadline, "{reads} reads beside {commits:?} commits of others");
+                assert_eq!(recognise(&observed(&mut kernel), &wanted), wanted);
+                assert!(kernel.counts().unwrap().rules.len() >= 1000);
+                reads += 1;
+            }
+        })
+        .unwrap();
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("{reads} reads beside {commits:?} commits of others");
 }
