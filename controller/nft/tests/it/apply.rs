@@ -1,6 +1,5 @@
 //! Apply, read back, edit.
 
-use fw_netlink::message::flag;
 use fw_nft::{Kernel, NetlinkKernel, Observed, Receipt, Table, recognise};
 use fw_policy::{Block, Inside, InsideBasis, Peers, Policy, PolicySet, PortRange, Ports, Protocol, Rule};
 use fw_ruleset::ir::{Key, Verdict};
@@ -229,9 +228,7 @@ pub(crate) fn policies(count: u32, peers: u32) -> PolicySet {
 }
 
 #[test]
-fn a_flag_of_the_wire_format_is_what_the_planner_relies_on() {
-    // A set that is there already must be refused, or rules would be appended to chains of unknown content.
-    assert_eq!(flag::CREATE | flag::EXCL, 0x600);
+fn creating_what_is_there_already_is_refused_or_rules_would_join_chains_of_unknown_content() {
     let ns = Netns::new("fwnft").unwrap();
     ns.run(|| {
         let wanted = sample();

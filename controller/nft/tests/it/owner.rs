@@ -183,6 +183,10 @@ fn tampering_without_an_owner_is_noticed_with_its_author_and_repaired_exactly() 
             "insert rule inet firewall forward accept",
             "add rule inet firewall egress-web-tcp drop",
             "flush chain inet firewall forward",
+            "flush chain inet firewall egress-web-tcp; \
+             add rule inet firewall egress-web-tcp counter accept comment \"another\"",
+            "flush chain inet firewall egress-web-tcp; \
+             add rule inet firewall egress-web-tcp counter drop comment \"accept traffic for np web tcp\"",
             "add chain inet firewall more; add rule inet firewall more accept",
             "add chain inet firewall hooked { type route hook output priority 0; }; add rule inet firewall hooked accept",
             "add element inet firewall egress4-24 { 8.8.8.0 : accept }",
