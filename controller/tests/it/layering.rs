@@ -19,7 +19,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
     // fw-policy only for the types that stand in the ruleset: Origin, IfName, ConntrackState, Protocol.
     ("fw-nft", &["fw-ruleset", "fw-netlink", "fw-policy"]),
     ("fw-droptailer", &["fw-netlink", "fw-policy"]),
-    ("fw-testkit", &["fw-policy", "fw-netlink"]),
+    ("fw-testkit", &["fw-policy", "fw-netlink", "fw-droptailer"]),
     (
         "fw-controller",
         &["fw-crds", "fw-policy", "fw-intake", "fw-ruleset", "fw-netlink", "fw-nft", "fw-droptailer"],
