@@ -19,6 +19,7 @@ demo: tools      ## the lab: real traffic through the real firewall, in network 
 test: tools      ## every test; needs root (network namespaces, nftables)
 	$(CARGO) build --workspace --features fw-controller/fault-injection
 	$(CARGO) test --workspace --features fw-controller/fault-injection
+	$(MAKE) demo
 	$(MAKE) fuzz
 
 lint: tools      ## formatting and clippy
