@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
-use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{interval, sleep, timeout};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::RunArgs;
 use crate::control::{self, Counters, Listening, Server};
 use crate::host::ThisMachine;
+use crate::notify::{ServiceManager, Told};
 use crate::persist::{self, AddressRecord};
 use crate::problems::Problems;
 use crate::reconcile::worker::{self, Job, Outputs};
@@ -29,7 +29,7 @@ use crate::reconcile::{Reconciler, View};
 use crate::source::manifests::ManifestDirectory;
 use crate::source::{Groups, Source};
 use crate::state::Identity;
-use crate::status::{self, Identification};
+use crate::status::Identification;
 use crate::telemetry::chain;
 use crate::{addresses, fault};
 
@@ -41,6 +41,7 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Runs until SIGTERM or SIGINT; the rules stay.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     say_what_is_ignored(&args);
+    fault::check().map_err(anyhow::Error::msg)?;
     let state = persist::open(&args.state_dir)?;
     let identity = Identity::of_this_process().inspect_err(|error| warn!("no boot id: {error}")).ok();
     let remembered =
@@ -96,8 +97,9 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let mut watchdog = std::pin::pin!(keep_watchdog(jobs.clone()));
-    let mut manager = ServiceManager::default();
+    let manager = ServiceManager::start();
+    let mut watchdog = std::pin::pin!(keep_watchdog(jobs.clone(), manager.clone()));
+    let mut told = Told::default();
     loop {
         tokio::select! {
             changed = latest.changed() => {
@@ -112,7 +114,7 @@ async fn serve(
             }
             changed = views.changed() => {
                 changed.context("the reconciler has failed; the rules stay as they are")?;
-                manager.tell(&views.borrow_and_update());
+                manager.tell(&views.borrow_and_update(), &mut told);
             }
             () = &mut control => {}
             () = &mut watchdog => {}
@@ -125,7 +127,7 @@ async fn serve(
         }
     }
     info!("stopping; the rules stay in the kernel");
-    notify(&[NotifyState::Stopping]);
+    manager.stopping();
     let (done, stopped) = oneshot::channel();
     if jobs.send(Job::Stop(done)).is_err() || timeout(STOP, stopped).await.is_err() {
         warn!("the reconciler did not finish in time");
@@ -217,43 +219,14 @@ async fn serve_control(path: std::path::PathBuf, server: Arc<Server>, problems: 
 }
 
 /// Tells systemd that we live as long as the reconciler answers.
-async fn keep_watchdog(jobs: Sender<Job>) {
+async fn keep_watchdog(jobs: Sender<Job>, manager: ServiceManager) {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut beat = interval(limit / 3);
     loop {
         beat.tick().await;
         let (done, answer) = oneshot::channel();
         if jobs.send(Job::Ping(done)).is_ok() && matches!(timeout(limit, answer).await, Ok(Ok(()))) {
-            notify(&[NotifyState::Watchdog]);
+            manager.beat();
         }
-    }
-}
-
-/// What systemd was told.
-#[derive(Default)]
-struct ServiceManager {
-    ready: bool,
-    headline: String,
-}
-
-impl ServiceManager {
-    /// READY=1 follows the first committed ruleset of any kind, or the dry run that installs none.
-    fn tell(&mut self, view: &View) {
-        let headline = status::headline(view);
-        if headline != self.headline {
-            info!("{headline}");
-            notify(&[NotifyState::Status(&headline)]);
-            self.headline = headline;
-        }
-        if !self.ready && (status::is_enforcing(view) || view.dry_run.is_some()) {
-            self.ready = true;
-            notify(&[NotifyState::Ready]);
-        }
-    }
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        debug!("the service manager was not told: {error}");
     }
 }

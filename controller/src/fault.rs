@@ -3,9 +3,26 @@
 //! Only with the cargo feature `fault-injection`; without it [`point`] is nothing. `FW_FAULT=before-persist` kills at
 //! the first passage, `FW_FAULT=before-persist:3` at the third.
 
-/// Points that exist. Those of the kernel's transaction are raised by the caller of the kernel.
-pub const POINTS: [&str; 5] =
-    ["before-commit", "before-send", "after-send-before-ack", "before-persist", "after-persist"];
+/// Points that exist, in the order in which an edit passes them.
+pub const POINTS: [&str; 7] = [
+    "before-commit",
+    "before-build",
+    "before-send",
+    "after-send-before-ack",
+    "after-ack",
+    "before-persist",
+    "after-persist",
+];
+
+/// Refuses a `FW_FAULT` that names no point: the test that set it would prove nothing.
+pub fn check() -> Result<(), String> {
+    let Ok(wanted) = std::env::var("FW_FAULT") else { return Ok(()) };
+    let name = wanted.split(':').next().unwrap_or_default();
+    if !cfg!(feature = "fault-injection") || POINTS.contains(&name) {
+        return Ok(());
+    }
+    Err(format!("FW_FAULT={wanted} names none of {}", POINTS.join(", ")))
+}
 
 /// Kills this process, as `kill -9` would, when `FW_FAULT` names this point.
 #[cfg(feature = "fault-injection")]

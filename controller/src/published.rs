@@ -44,11 +44,10 @@ struct Series {
 }
 
 impl Published {
-    /// Takes a reading of the whole ruleset. Series that it does not have end.
+    /// Takes a reading of the whole ruleset. Series that it does not have wait: at a cold start the base ruleset is in
+    /// force before the one that has them.
     pub fn observe(&mut self, ruleset: &Ruleset, counts: &Counts) {
-        let readings = readings(ruleset, counts);
-        self.series.retain(|key, _| readings.contains_key(key));
-        for (key, (packets, bytes)) in readings {
+        for (key, (packets, bytes)) in readings(ruleset, counts) {
             let series = self.series.entry(key).or_default();
             if packets < series.last.0 || bytes < series.last.1 {
                 self.resets = self.resets.saturating_add(1);

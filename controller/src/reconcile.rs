@@ -112,6 +112,8 @@ impl Reconciler {
     }
 
     fn begin(&mut self, now: Instant) {
+        let waits = self.snapshot.as_ref().map(|snapshot| snapshot.note.clone());
+        self.view.waiting_for = waits.unwrap_or_else(|| stored::FIRST_LISTING.to_owned());
         if let Err(error) = self.read() {
             return self.failed(&error, now);
         }
@@ -181,6 +183,7 @@ impl Reconciler {
         self.converge(judged, basis, now);
         self.view.waiting_for.clone_from(&snapshot.note);
         if snapshot.fresh && self.backoff.is_none() {
+            self.last.settle();
             self.remember(&snapshot);
         }
     }
@@ -242,18 +245,29 @@ impl Reconciler {
         self.host_finding = None;
     }
 
-    /// Looks whether the routes still lead where they did when inside was chosen by them.
+    /// True while the routes are to say which side is inside and say nothing: early at boot there are none yet.
+    pub fn seeks_inside(&self) -> bool {
+        let inside = self.view.wanted.as_ref().map(|wanted| &wanted.set.firewall.inside);
+        let asks = self.facts_for.as_ref().is_some_and(|firewall| stored::questions(firewall).routes);
+        asks && inside.is_some_and(|inside| inside.interfaces.is_empty())
+    }
+
+    /// Looks whether the routes still lead where they did when inside was chosen by them; chooses if nothing was.
     pub fn check_host(&mut self, now: Instant) {
-        let Some(wanted) = &self.view.wanted else { return };
-        let inside = wanted.set.firewall.inside.clone();
-        if inside.basis != InsideBasis::Routes {
-            return;
-        }
-        let finding =
-            fw_intake::inside_changed(&inside, &self.host.facts(Questions { routes: true, sessions: false }));
-        if finding != self.host_finding {
-            self.host_finding = finding;
-            self.reconcile(now);
+        let Some(wanted) = self.view.wanted.clone() else { return };
+        if self.seeks_inside() {
+            let before = self.facts.clone();
+            self.refresh_facts();
+            if self.facts != before {
+                self.reconcile(now);
+            }
+        } else if wanted.set.firewall.inside.basis == InsideBasis::Routes {
+            let facts = self.host.facts(Questions { routes: true, sessions: false });
+            let finding = fw_intake::inside_changed(&wanted.set.firewall.inside, &facts);
+            if finding != self.host_finding {
+                self.host_finding = finding;
+                self.reconcile(now);
+            }
         }
     }
 
@@ -274,6 +288,9 @@ impl Reconciler {
         } else {
             self.view.dry_run = None;
             self.apply(&judged.ruleset).map(|()| {
+                if basis == Basis::Current {
+                    Arc::make_mut(&mut self.view.published).retain(&judged.ruleset);
+                }
                 // Whether the rules come from a Firewall, deleted or not; those without stay under no dry run.
                 self.from_firewall = judged.firewall.is_some();
                 self.view.enforced = Some(judged);
@@ -336,6 +353,9 @@ impl Reconciler {
             match self.kernel.commit(&plan, wanted) {
                 Ok(receipt) => {
                     self.committed(&plan, receipt, began.elapsed());
+                    if let Some(held @ Held::Foreign(_)) = &self.held {
+                        self.last = held.figures().left_by(wanted);
+                    }
                     break;
                 }
                 // Others changed the table, or nobody knows whether the transaction arrived: look, plan again.
@@ -352,7 +372,6 @@ impl Reconciler {
             }
         }
         self.held = Some(Held::Known(Arc::clone(wanted)));
-        Arc::make_mut(&mut self.view.published).retain(wanted);
         Ok(())
     }
 
@@ -381,7 +400,8 @@ impl Reconciler {
         match &held {
             Held::Known(known) if remakes(&steps) => {
                 self.read_counters()?;
-                let counts = self.last.for_ruleset(known);
+                let mut counts = self.last.for_ruleset(known);
+                counts.rules.extend(self.last.for_new_chains(known, wanted).rules);
                 Ok(plan(Some(known), wanted, &counts))
             }
             _ => Ok(steps),
@@ -413,7 +433,7 @@ impl Reconciler {
         let Some(Held::Known(known)) = &self.held else { return Ok(()) };
         let known = Arc::clone(known);
         let counts = self.kernel.counts()?;
-        self.last = Figures::of(&known, &counts);
+        self.last.renew(&known, &counts);
         let resets = self.view.published.resets;
         Arc::make_mut(&mut self.view.published).observe(&known, &counts);
         if self.view.published.resets != resets {

@@ -50,6 +50,39 @@ impl Figures {
         Self { named: foreign.named.clone(), comments: foreign.comments.clone(), rules: BTreeMap::new() }
     }
 
+    /// What is left of somebody else's table when `ruleset` has replaced it: the figures whose comment none of its
+    /// rules has, for rules that later transactions bring.
+    pub(super) fn left_by(mut self, ruleset: &Ruleset) -> Self {
+        for chain in ruleset.chains.values() {
+            for (_, comment, _) in counted(&chain.rules) {
+                self.comments.remove(&comment);
+            }
+        }
+        Self { comments: self.comments, ..Self::default() }
+    }
+
+    /// Takes a newer reading of our table; what is left of somebody else's stays.
+    pub(super) fn renew(&mut self, ruleset: &Ruleset, counts: &Counts) {
+        let comments = std::mem::take(&mut self.comments);
+        *self = Self { comments, ..Self::of(ruleset, counts) };
+    }
+
+    /// Forgets what is left of somebody else's table: from now on new rules begin at 0.
+    pub(super) fn settle(&mut self) {
+        self.comments.clear();
+    }
+
+    /// Start values for the chains of a ruleset that `known` does not have, from what is left of somebody else's table.
+    pub(super) fn for_new_chains(&self, known: &Ruleset, ruleset: &Ruleset) -> Counts {
+        if self.comments.is_empty() {
+            return Counts::default();
+        }
+        let left = Self { comments: self.comments.clone(), ..Self::default() };
+        let mut counts = Counts { named: BTreeMap::new(), ..left.for_ruleset(ruleset) };
+        counts.rules.retain(|(chain, _), _| !known.chains.contains_key(chain));
+        counts
+    }
+
     /// Fills in from older figures what this reading has not, or has lower.
     pub(super) fn fill_from(&mut self, older: &Self) {
         for (name, count) in &older.named {
@@ -154,6 +187,24 @@ mod tests {
         let counts = Figures::of_foreign(&foreign).for_ruleset(&wanted);
         assert_eq!(counts.rules, [(at(1), count)].into());
         assert_eq!(counts.named["drop_total"], count);
+    }
+
+    #[test]
+    fn what_is_left_of_a_foreign_table_waits_for_its_rules() {
+        let count = |packets| Count { packets, bytes: packets };
+        let foreign = Foreign {
+            named: BTreeMap::new(),
+            comments: [("a".to_owned(), count(1)), ("b".to_owned(), count(2))].into(),
+        };
+        let base = ruleset(vec![rule("a", true)]);
+        let mut figures = Figures::of_foreign(&foreign).left_by(&base);
+        figures.renew(&base, &Counts { rules: [(at(0), count(5))].into(), ..Counts::default() });
+        let mut wanted = ruleset(vec![rule("a", true)]);
+        let rules = vec![rule("b", true), rule("a", true)];
+        wanted.chains.insert("new".to_owned(), Chain { rules, ..Chain::default() });
+        assert_eq!(figures.for_new_chains(&base, &wanted).rules, [(("new".to_owned(), 0), count(2))].into());
+        figures.settle();
+        assert_eq!(figures.for_new_chains(&base, &wanted), Counts::default());
     }
 
     #[test]

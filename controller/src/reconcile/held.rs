@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fw_nft::{Foreign, Observed, Table, recognise};
-use fw_ruleset::ir::{Rule, Ruleset};
-use fw_ruleset::{Counts, Op, Plan, plan};
+use fw_ruleset::ir::{Rule, Ruleset, Statement};
+use fw_ruleset::{Op, Plan, plan};
 
 use super::figures::Figures;
 
@@ -63,7 +63,7 @@ impl Held {
                 replaced
             }
             Self::Observed(observed) => plan(Some(&in_our_terms(observed, wanted)), wanted, &counts()),
-            Self::Known(known) => plan(Some(known), wanted, &Counts::default()),
+            Self::Known(known) => plan(Some(known), wanted, &last.for_new_chains(known, wanted)),
         }
     }
 
@@ -92,7 +92,8 @@ fn in_our_terms(observed: &Observed, wanted: &Ruleset) -> Ruleset {
     current
 }
 
-/// True when a plan makes rules or counters again that exist already, so that it needs their figures.
+/// True when a plan makes counters again that exist already, so that it needs their figures. Reading them takes
+/// longer than most plans: rules without one do not count.
 pub(super) fn remakes(plan: &Plan) -> bool {
     let flushed: BTreeSet<&String> = plan
         .ops
@@ -104,7 +105,7 @@ pub(super) fn remakes(plan: &Plan) -> bool {
         .collect();
     plan.ops.iter().any(|op| match op {
         Op::DeleteTable => true,
-        Op::AppendRule(chain, ..) => flushed.contains(chain),
+        Op::AppendRule(chain, rule, _) => flushed.contains(chain) && rule.body.contains(&Statement::Counter),
         _ => false,
     })
 }

@@ -10,6 +10,9 @@ use super::Questions;
 use crate::published::Published;
 use crate::source::{Groups, Snapshot};
 
+/// What is waited for before any source has listed.
+pub(super) const FIRST_LISTING: &str = "waiting for the first listing";
+
 /// The last complete set of objects.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StoredSnapshot {
@@ -38,7 +41,7 @@ impl StoredSnapshot {
 
     /// As if a source had sent it before it listed anything.
     pub fn as_snapshot(&self) -> Snapshot {
-        let note = "waiting for the first listing".to_owned();
+        let note = FIRST_LISTING.to_owned();
         Snapshot { groups: self.groups(), note, ..Snapshot::default() }
     }
 }

@@ -11,11 +11,22 @@ use crate::published::{Key, Published};
 /// ENOMEM.
 const NO_MEMORY: i32 = 12;
 
-struct FakeHost;
+/// A host whose one interface and its route the test changes.
+#[derive(Clone, Default)]
+struct FakeHost(Arc<Mutex<Vec<fw_intake::Interface>>>);
+
+impl FakeHost {
+    fn route(&self, prefix: &str, interface: &str) {
+        let prefixes = BTreeSet::from([prefix.parse().unwrap()]);
+        *self.0.lock().unwrap() =
+            vec![fw_intake::Interface { name: interface.parse().unwrap(), vrf: None, prefixes }];
+    }
+}
 
 impl Host for FakeHost {
-    fn facts(&mut self, _questions: Questions) -> HostFacts {
-        HostFacts::default()
+    fn facts(&mut self, questions: Questions) -> HostFacts {
+        let interfaces = questions.routes.then(|| self.0.lock().unwrap().clone());
+        HostFacts { interfaces, ..HostFacts::default() }
     }
 }
 
@@ -47,13 +58,14 @@ impl Memory for FakeMemory {
 struct Machine {
     kernel: FakeKernel,
     memory: FakeMemory,
+    host: FakeHost,
 }
 
 impl Machine {
     fn boot(&self) -> Reconciler {
         let remembered = self.memory.0.lock().unwrap().clone();
         let (kernel, memory) = (Box::new(self.kernel.clone()), Box::new(self.memory.clone()));
-        Reconciler::start(kernel, Box::new(FakeHost), memory, remembered, Instant::now())
+        Reconciler::start(kernel, Box::new(self.host.clone()), memory, remembered, Instant::now())
     }
 
     fn chains(&self) -> Vec<String> {
@@ -341,6 +353,34 @@ fn a_deleted_firewall_keeps_its_last_spec_over_a_restart_until_another_appears()
     let view = last.view();
     assert!(view.enforced.unwrap().set.firewall.inside.interfaces.contains(&"vrf2".parse().unwrap()));
     assert_eq!(*view.findings, []);
+}
+
+#[test]
+fn inside_is_chosen_when_routes_come_up_and_a_later_change_is_a_finding() {
+    let by_routes = "apiVersion: metal-stack.io/v1\nkind: Firewall\nmetadata: {name: firewall, namespace: firewall}\n\
+                     spec: {clusterPrefixes: [10.0.0.0/8]}\n";
+    let machine = Machine::default();
+    let mut reconciler = machine.boot();
+    give(&mut reconciler, &[by_routes.to_owned(), policy("web")]);
+    assert!(reconciler.seeks_inside());
+    machine.host.route("10.1.0.0/16", "lan0");
+    reconciler.check_host(Instant::now());
+    let inside = |reconciler: &mut Reconciler| {
+        reconciler.view().enforced.unwrap().set.firewall.inside.interfaces.clone()
+    };
+    assert!(!reconciler.seeks_inside());
+    assert!(inside(&mut reconciler).contains(&"lan0".parse().unwrap()));
+
+    machine.host.route("10.1.0.0/16", "lan1");
+    reconciler.check_host(Instant::now());
+    assert!(!inside(&mut reconciler).contains(&"lan1".parse().unwrap()));
+    let changed = |reconciler: &mut Reconciler| {
+        reconciler.view().findings.iter().any(|finding| finding.reason == fw_intake::Reason::InsideChanged)
+    };
+    assert!(changed(&mut reconciler));
+    machine.host.route("10.1.0.0/16", "lan0");
+    reconciler.check_host(Instant::now());
+    assert!(!changed(&mut reconciler));
 }
 
 #[test]

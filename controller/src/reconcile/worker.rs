@@ -17,6 +17,8 @@ use crate::telemetry::chain;
 
 /// How often routes are compared with those that inside was chosen by.
 const HOST_INTERVAL: Duration = Duration::from_secs(60);
+/// The same while there are no routes to choose by.
+const SEEK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often counters are handed to the memory.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
 /// Readings of the counters on demand are at least this far apart.
@@ -180,6 +182,9 @@ impl Worker {
     }
 
     fn publish(&mut self) {
+        if self.reconciler.seeks_inside() {
+            self.host_at = self.host_at.min(Instant::now() + SEEK_INTERVAL);
+        }
         self.outputs.view.send_replace(Arc::new(self.reconciler.view()));
         let wanted = self.reconciler.snat_addresses();
         self.outputs.addresses.send_if_modified(|current| {

@@ -72,9 +72,11 @@ async fn follow(
             () = output.closed() => return Ok(()),
             () = rescan.notified() => true,
             () = sleep(writing.next_look(Instant::now(), !watcher.unwatched.is_empty())) => false,
-            changes = settled(&mut watcher, &mut writing) => changes.map_err(SourceError::Watch)?,
+            settled = settled(&mut watcher, &mut writing) => settled.map(|()| false).map_err(SourceError::Watch)?,
         };
-        cache.counters.queue_overflows += u64::from(writing.take_overflow());
+        let overflow = writing.take_overflow();
+        reread |= overflow;
+        cache.counters.queue_overflows += u64::from(overflow);
     }
 }
 
@@ -103,8 +105,8 @@ async fn scan(
     Some(cache)
 }
 
-/// Waits for relevant events, then until they pause. True when everything must be read again.
-async fn settled(watcher: &mut Watcher, writing: &mut BeingWritten) -> std::io::Result<bool> {
+/// Waits for relevant events, then until they pause.
+async fn settled(watcher: &mut Watcher, writing: &mut BeingWritten) -> std::io::Result<()> {
     while !writing.note(watcher.next().await?, Instant::now()) {}
     let deadline = Instant::now() + MAX_DELAY;
     while let Some(left) = deadline.checked_duration_since(Instant::now()) {
@@ -115,7 +117,7 @@ async fn settled(watcher: &mut Watcher, writing: &mut BeingWritten) -> std::io::
             Err(_) => break,
         }
     }
-    Ok(writing.overflow)
+    Ok(())
 }
 
 /// Files with writes that were not followed by a close: reading one would see half of it.

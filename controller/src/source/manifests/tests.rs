@@ -323,3 +323,22 @@ async fn a_rescan_reads_everything_again_and_the_source_ends_with_its_reader() {
     drop(live.output);
     timeout(Duration::from_secs(20), live.task).await.unwrap().unwrap().unwrap();
 }
+
+#[test]
+fn lost_events_make_everything_be_read_again() {
+    let mut writing = BeingWritten::default();
+    let now = Instant::now();
+    assert!(writing.note(Changes { any: true, overflow: true, ..Changes::default() }, now));
+    assert!(writing.take_overflow() && !writing.take_overflow());
+}
+
+#[test]
+fn a_file_that_is_written_for_ever_is_read_after_a_while() {
+    let mut writing = BeingWritten::default();
+    let now = Instant::now();
+    let path = PathBuf::from("a.yaml");
+    writing.note(Changes { any: true, being_written: [path.clone()].into(), ..Changes::default() }, now);
+    assert_eq!(writing.held(now), [path].into());
+    assert_eq!(writing.next_look(now, false), MAX_WRITE);
+    assert_eq!(writing.held(now + MAX_WRITE), BTreeSet::new());
+}
