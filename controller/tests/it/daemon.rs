@@ -41,8 +41,13 @@ impl Daemon {
         self.base.join("state")
     }
 
+    /// A path beside these two that goes with them.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.base.join(name)
+    }
+
     fn socket(&self) -> PathBuf {
-        self.base.join("control.sock")
+        self.beside("control.sock")
     }
 
     /// Writes a manifest file as editors do: beside it, then renamed over it.
@@ -114,10 +119,10 @@ impl Daemon {
         Ok(command.output()?)
     }
 
-    /// `status -o json`.
+    /// `status -o json`, of a firewall that enforces (exit code 0) or does not (3).
     pub(crate) fn status(&self) -> Result<Value> {
         let output = self.ask(&["status", "-o", "json"])?;
-        if !output.status.success() {
+        if !matches!(output.status.code(), Some(0 | 3)) {
             bail!("status: {}", String::from_utf8_lossy(&output.stderr));
         }
         Ok(serde_json::from_slice(&output.stdout)?)
@@ -125,9 +130,7 @@ impl Daemon {
 
     /// Findings of the status, one line each.
     pub(crate) fn findings(&self) -> Result<Vec<String>> {
-        let status = self.status()?;
-        let findings = status["status"]["controller"]["findings"].as_array().cloned().unwrap_or_default();
-        Ok(findings.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect())
+        Ok(findings(&self.status()?))
     }
 
     /// Asks for the status until it is as wanted.
@@ -154,6 +157,12 @@ impl Drop for Daemon {
         self.process = None;
         let _ = fs::remove_dir_all(&self.base);
     }
+}
+
+/// Findings of a status, one line each.
+pub(crate) fn findings(status: &Value) -> Vec<String> {
+    let findings = status["status"]["controller"]["findings"].as_array().cloned().unwrap_or_default();
+    findings.iter().filter_map(|line| line.as_str().map(str::to_owned)).collect()
 }
 
 /// How much longer `make soak` runs than `make test`.

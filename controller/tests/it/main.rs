@@ -10,15 +10,18 @@
 )]
 #![allow(clippy::print_stderr, reason = "seeds and figures belong to the record of a run")]
 
+mod bad_input;
 mod daemon;
 mod docs;
 mod drift;
 mod droplog;
 mod edits;
+mod field;
 mod golden;
 mod kills;
 mod layering;
 mod oracle;
+mod restart;
 mod rig;
 mod traffic;
 mod tree;

@@ -125,17 +125,26 @@ impl Rig {
 
     /// Sends packets from the first machine inside or outside and says of each whether it came out elsewhere.
     pub(crate) fn fire(&self, shots: &[(From, Crafted)]) -> Result<Vec<bool>> {
-        Ok(self.arrivals(shots)?.iter().map(|arrivals| !arrivals.is_empty()).collect())
+        fire(&self.lab, shots)
     }
 
     /// As [`Rig::fire`], with where and how they came out.
     pub(crate) fn arrivals(&self, shots: &[(From, Crafted)]) -> Result<Vec<Vec<Arrival>>> {
-        let mut range = Range::new(&self.lab)?;
-        range.silence_machines()?;
-        let shot =
-            |(from, packet): &(From, Crafted)| Shot { from: from.index(&self.lab), packet: packet.clone() };
-        range.fire(&shots.iter().map(shot).collect::<Vec<_>>())
+        arrivals(&self.lab, shots)
     }
+}
+
+/// Sends packets through any lab and says of each where and how it came out.
+pub(crate) fn arrivals(lab: &Lab, shots: &[(From, Crafted)]) -> Result<Vec<Vec<Arrival>>> {
+    let mut range = Range::new(lab)?;
+    range.silence_machines()?;
+    let shot = |(from, packet): &(From, Crafted)| Shot { from: from.index(lab), packet: packet.clone() };
+    range.fire(&shots.iter().map(shot).collect::<Vec<_>>())
+}
+
+/// As [`arrivals`], of each only whether it came out.
+pub(crate) fn fire(lab: &Lab, shots: &[(From, Crafted)]) -> Result<Vec<bool>> {
+    Ok(arrivals(lab, shots)?.iter().map(|arrivals| !arrivals.is_empty()).collect())
 }
 
 /// Which machine sends.

@@ -16,25 +16,27 @@ use crate::rig::{FIREWALL, From, Rig, at, documents, firewall_with, fresh_port, 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For probes that must stay silent: enough for many round trips, and a lost answer would fail another test.
 const SILENCE: Duration = Duration::from_millis(300);
-const CLUSTER: [&str; 2] = ["10.0.16.2", "2001:db8:10:16::2"];
-const INTERNET: [&str; 2] = ["203.0.113.2", "2001:db8:179::2"];
+/// Addresses of the first machine inside.
+pub(crate) const CLUSTER: [&str; 2] = ["10.0.16.2", "2001:db8:10:16::2"];
+/// Addresses of the first machine outside.
+pub(crate) const INTERNET: [&str; 2] = ["203.0.113.2", "2001:db8:179::2"];
 
 /// A new TCP connection from the first cluster machine.
-fn out(destination: &str, port: u16) -> (From, Crafted) {
+pub(crate) fn out(destination: &str, port: u16) -> (From, Crafted) {
     let destination = at(destination, port);
     let source = if destination.is_ipv4() { CLUSTER[0] } else { CLUSTER[1] };
     (From::Cluster, Crafted::syn(at(source, fresh_port()), destination))
 }
 
 /// The same with UDP.
-fn udp_out(destination: &str, port: u16) -> (From, Crafted) {
+pub(crate) fn udp_out(destination: &str, port: u16) -> (From, Crafted) {
     let destination = at(destination, port);
     let source = if destination.is_ipv4() { CLUSTER[0] } else { CLUSTER[1] };
     (From::Cluster, Crafted::udp(at(source, fresh_port()), destination))
 }
 
 /// A new TCP connection from the first machine outside, or from any other address behind it.
-fn into(source: &str, destination: &str, port: u16) -> (From, Crafted) {
+pub(crate) fn into(source: &str, destination: &str, port: u16) -> (From, Crafted) {
     (From::Internet, Crafted::syn(at(source, fresh_port()), at(destination, port)))
 }
 
