@@ -132,8 +132,9 @@ impl Reconciler {
         self.view.state = State::Enforcing(Basis::Adopted);
         let Some(snapshot) = self.snapshot.clone() else { return };
         let judged = self.judge(&snapshot);
-        // The stored objects explain what is held only if they give exactly that.
-        if self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
+        // The stored objects explain what is held only if they give exactly that. A base that a kill left behind is to
+        // be followed by them, as at a cold start.
+        if is_base || self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
             self.converge(judged, Basis::Snapshot, now);
         }
     }

@@ -167,6 +167,26 @@ fn a_restart_adopts_the_table_and_changes_nothing_until_a_source_has_listed() {
 }
 
 #[test]
+fn a_base_ruleset_that_a_kill_left_behind_is_followed_by_what_was_remembered() {
+    let machine = Machine::default();
+    machine.boot();
+    for (text, enforced) in [(firewall(), true), (dry_firewall(), false)] {
+        let stored = StoredSnapshot::new(&snapshot(&[text, policy("web")]), None);
+        machine.memory.0.lock().unwrap().snapshot = Some(stored);
+        let mut second = machine.boot();
+        assert_eq!(machine.has_policy("web"), enforced);
+        if enforced {
+            assert_eq!(second.view().state, State::Enforcing(Basis::Snapshot));
+            machine.kernel.vanish();
+            machine.memory.0.lock().unwrap().snapshot = None;
+            machine.boot();
+        } else {
+            assert_eq!(machine.kernel.ruleset(), None);
+        }
+    }
+}
+
+#[test]
 fn the_same_objects_again_touch_nothing() {
     let machine = Machine::default();
     let mut reconciler = machine.boot();
@@ -418,6 +438,23 @@ fn published_values_go_on_over_a_restart_with_the_table() {
     give(&mut second, &[firewall(), policy("web")]);
     assert_eq!(published(&mut second, &web()), Some(7));
     assert_eq!(second.view().published.resets, 1);
+}
+
+#[test]
+fn published_values_go_on_when_the_table_was_lost_while_nobody_ran() {
+    let machine = Machine::default();
+    let mut first = machine.boot();
+    give(&mut first, &[firewall(), policy("web")]);
+    machine.kernel.count_rule("egress-web-tcp", 0, packets(5));
+    assert_eq!(published(&mut first, &web()), Some(5));
+    first.note_kernel();
+    machine.kernel.vanish();
+    // The base goes in first and has no such counter.
+    let mut second = machine.boot();
+    second.read_counters().unwrap();
+    give(&mut second, &[firewall(), policy("web")]);
+    machine.kernel.count_rule("egress-web-tcp", 0, packets(1));
+    assert_eq!(published(&mut second, &web()), Some(6));
 }
 
 #[test]
