@@ -1,7 +1,7 @@
 //! The real binary, running in the firewall of a lab.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -180,9 +180,4 @@ pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> Result<bool>) -> Re
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-/// Bytes of a file.
-pub(crate) fn read(path: &Path) -> Result<String> {
-    fs::read_to_string(path).with_context(|| path.display().to_string())
 }

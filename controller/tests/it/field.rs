@@ -96,6 +96,11 @@ impl Field {
     }
 }
 
+/// A policy that lets the cluster reach 1.2.3.0/24 at one port.
+pub(crate) fn reach(name: &str, port: u16) -> String {
+    rig::policy(name, &format!("{{egress: [{{to: [{{cidr: 1.2.3.0/24}}], ports: [{{port: {port}}}]}}]}}"))
+}
+
 /// The part of a status that only our controller has.
 pub(crate) fn controller(status: &Value) -> &Value {
     &status["status"]["controller"]

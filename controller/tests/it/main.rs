@@ -23,5 +23,6 @@ mod layering;
 mod oracle;
 mod restart;
 mod rig;
+mod sources;
 mod traffic;
 mod tree;

@@ -12,18 +12,13 @@ use fw_testkit::traffic::server::{Server, Service};
 use fw_testkit::traffic::steady::Steady;
 
 use crate::daemon::{PATIENCE, eventually};
-use crate::field::{Field, controller, headline, published};
+use crate::field::{Field, controller, headline, published, reach};
 use crate::rig::{FIREWALL, at, documents, firewall_with, policy};
 use crate::traffic::{CLUSTER, INTERNET, out};
 
 /// For probes that must stay silent.
 const SILENCE: Duration = Duration::from_millis(300);
 const WEB: &str = "accept traffic for np web tcp";
-
-/// A policy that lets the cluster reach 1.2.3.0/24 at one port.
-fn reach(name: &str, port: u16) -> String {
-    policy(name, &format!("{{egress: [{{to: [{{cidr: 1.2.3.0/24}}], ports: [{{port: {port}}}]}}]}}"))
-}
 
 fn with(policies: &[&str]) -> String {
     let mut parts = vec![FIREWALL];
