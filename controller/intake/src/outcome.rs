@@ -15,7 +15,7 @@ use crate::objects::{Id, Objects, origin};
 use crate::policy::read_policy;
 use crate::report::Report;
 use crate::service::read_service;
-use crate::text::safe;
+use crate::text::{quoted, safe};
 
 /// Findings of one intake that are kept; the rest is counted.
 const MAX_FINDINGS: usize = 10_000;
@@ -155,9 +155,15 @@ fn select_firewall<'o>(
     let all: Vec<(&Id, &Manifest)> = objects.of_kind(ObjectKind::Firewall).collect();
     let called = |name: &str| all.iter().copied().find(|(id, _)| id.name == name);
     if let Some(name) = facts.firewall_name.as_deref() {
-        let found = called(name);
-        let missing = || no_firewall(name, Severity::Warning, "this Firewall does not exist".to_owned(), ADD);
-        return (found, found.is_none().then(missing));
+        return match (called(name), all.as_slice()) {
+            (Some(found), _) => (Some(found), None),
+            // A machine is often called otherwise than the one Firewall there is.
+            (None, [only]) => (Some(*only), Some(stands_in(only.0, name))),
+            (None, _) => {
+                let why = "this Firewall does not exist".to_owned();
+                (None, Some(no_firewall(name, Severity::Warning, why, ADD)))
+            }
+        };
     }
     match (all.as_slice(), called("firewall")) {
         // A warning and no error: `check` on a file with policies alone is no failure.
@@ -184,6 +190,16 @@ fn select_firewall<'o>(
 
 const ADD: &str = "add a Firewall in namespace firewall";
 const CHOOSE: &str = "give --firewall-name to choose one";
+
+fn stands_in(only: &Id, name: &str) -> Finding {
+    Finding {
+        subject: Subject::Object(origin(only)),
+        severity: Severity::Info,
+        reason: Reason::NoFirewall,
+        message: format!("there is no Firewall called {}; this is the only one, so it counts", quoted(name)),
+        remedy: CHOOSE.to_owned(),
+    }
+}
 
 fn no_firewall(name: &str, severity: Severity, why: String, remedy: &str) -> Finding {
     let id = Id { kind: ObjectKind::Firewall, namespace: NAMESPACE.to_owned(), name: safe(name) };
