@@ -85,7 +85,7 @@ fn compare(rig: &Rig, ruleset: &Ruleset, set: &PolicySet, packets: &[Packet]) ->
             "{packet}: the reference says {decision:?}, the ruleset {evaluated:?}"
         );
         ensure!(
-            decision.accepted == !fate.is_empty(),
+            decision.accepted != fate.is_empty(),
             "{packet}: the reference says {decision:?}, in the kernel it came out at {fate:?}"
         );
         ensure!(fate.len() <= 1, "{packet} came out more than once: {fate:?}");
