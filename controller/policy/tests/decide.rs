@@ -1,5 +1,11 @@
 //! The reference decision, bullet by bullet of BEHAVIOUR.md.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at the first thing that is not as it must be"
+)]
+
 use std::net::IpAddr;
 
 use fw_policy::{

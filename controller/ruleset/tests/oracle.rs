@@ -1,6 +1,12 @@
 //! Two sides of the oracle without a kernel: the reference and the compiled ruleset agree on every packet, on the
 //! verdict and on the counter.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends at the first thing that is not as it must be"
+)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fw_policy::{
