@@ -183,8 +183,7 @@ proptest! {
             let counted = evaluation
                 .counted
                 .iter()
-                .filter(|(chain, _)| chain != "accepted" && chain != "drop_log")
-                .next_back()
+                .rfind(|(chain, _)| chain != "accepted" && chain != "drop_log")
                 .and_then(|(chain, position)| compiled.ruleset.chains[chain].rules[*position].comment.clone());
             prop_assert_eq!(Some(comment(&decision.why)), counted, "{} {:?}", &packet, &decision);
         }
