@@ -27,7 +27,7 @@ use crate::problems::Problems;
 use crate::reconcile::worker::{self, Job, Outputs};
 use crate::reconcile::{Reconciler, View};
 use crate::source::manifests::ManifestDirectory;
-use crate::source::{Groups, Source};
+use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
@@ -42,6 +42,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     say_what_is_ignored(&args);
     fault::check().map_err(anyhow::Error::msg)?;
+    anyhow::ensure!(
+        !files::covers(&args.manifests, &args.state_dir),
+        "the state directory {} lies in the manifest directory {}, where its files would be read as manifests; \
+         give another --state-dir",
+        args.state_dir.display(),
+        args.manifests.display()
+    );
     let state = persist::open(&args.state_dir)?;
     let identity = Identity::of_this_process().inspect_err(|error| warn!("no boot id: {error}")).ok();
     let remembered =

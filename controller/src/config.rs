@@ -136,7 +136,7 @@ pub struct RunArgs {
     /// Directory of manifests.
     #[arg(long, value_name = "DIR")]
     pub manifests: PathBuf,
-    /// Where the last complete set of objects and the counters are kept across restarts.
+    /// Where the last complete set of objects and the counters are kept across restarts; not below the manifests.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
     /// Unix socket on which `status`, `explain`, `legend` and `flush` are served (mode 0660).

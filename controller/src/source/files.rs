@@ -219,6 +219,22 @@ fn reversed_components(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(wanted).collect()
 }
 
+/// True when files in `directory` are among the manifests of `root`.
+pub fn covers(root: &Path, directory: &Path) -> bool {
+    let (root, directory) = (resolved(root), resolved(directory));
+    directory.strip_prefix(&root).is_ok_and(|below| !below.iter().any(is_ignored))
+}
+
+/// An absolute path without links, as far as it exists.
+fn resolved(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let real = absolute.ancestors().find_map(|ancestor| {
+        let missing = absolute.strip_prefix(ancestor).ok()?;
+        Some(fs::canonicalize(ancestor).ok()?.join(missing))
+    });
+    real.unwrap_or(absolute)
+}
+
 /// What `FILE|DIR…` on a command line names: files as they are, directories as `run` reads them.
 pub fn expand(paths: &[PathBuf]) -> Vec<Result<PathBuf, (PathBuf, String)>> {
     let mut found = Vec::new();

@@ -11,6 +11,7 @@
 #![allow(clippy::print_stderr, reason = "seeds and figures belong to the record of a run")]
 
 mod bad_input;
+mod cli;
 mod daemon;
 mod docs;
 mod drift;
