@@ -26,6 +26,7 @@ pub use view::{Basis, DryRun, Judged, State, Tally, View};
 
 mod figures;
 mod held;
+mod start;
 mod stored;
 mod view;
 pub mod worker;
@@ -111,50 +112,6 @@ impl Reconciler {
         this
     }
 
-    fn begin(&mut self, now: Instant) {
-        let waits = self.snapshot.as_ref().map(|snapshot| snapshot.note.clone());
-        self.view.waiting_for = waits.unwrap_or_else(|| stored::FIRST_LISTING.to_owned());
-        if let Err(error) = self.read() {
-            return self.failed(&error, now);
-        }
-        match &self.held {
-            Some(Held::Observed(_)) => self.adopt(now),
-            _ => self.cold_start(now),
-        }
-    }
-
-    /// Our table stands: it stays as it is until a source has listed.
-    fn adopt(&mut self, now: Instant) {
-        let base = compile(&fw_policy::PolicySet::default(), DEFAULT_CELL_LIMIT).ruleset;
-        let is_base = self.held.as_ref().is_some_and(|held| held.is(&base));
-        self.from_firewall &= !is_base;
-        info!(base = is_base, "adopted the table that was there");
-        self.view.state = State::Enforcing(Basis::Adopted);
-        let Some(snapshot) = self.snapshot.clone() else { return };
-        let judged = self.judge(&snapshot);
-        // The stored objects explain what is held only if they give exactly that. A base that a kill left behind is to
-        // be followed by them, as at a cold start.
-        if is_base || self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
-            self.converge(judged, Basis::Snapshot, now);
-        }
-    }
-
-    /// No table of ours: nothing passes before there is one, unless the stored Firewall asks for a dry run.
-    fn cold_start(&mut self, now: Instant) {
-        Arc::make_mut(&mut self.view.published).table_lost();
-        self.from_firewall = false;
-        let stored = self.snapshot.clone().map(|snapshot| self.judge(&snapshot));
-        if stored.as_ref().is_none_or(|judged| !judged.set.firewall.dry_run) {
-            let base = Arc::new(Judged::base());
-            self.converge(base, Basis::Base, now);
-        }
-        if let Some(judged) = stored
-            && self.backoff.is_none()
-        {
-            self.converge(judged, Basis::Snapshot, now);
-        }
-    }
-
     /// Takes a source's snapshot.
     pub fn objects(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         self.view.source = snapshot.counters;
@@ -176,7 +133,8 @@ impl Reconciler {
         }
         let basis = if snapshot.fresh { Basis::Current } else { Basis::Snapshot };
         // What was adopted is newer than, or the same as, anything known from before the restart.
-        let waits = !snapshot.fresh && matches!(self.view.state, State::Enforcing(Basis::Adopted));
+        let found = [State::Enforcing(Basis::Adopted), State::Enforcing(Basis::Foreign)];
+        let waits = !snapshot.fresh && found.contains(&self.view.state);
         if waits && !self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
             self.view.waiting_for.clone_from(&snapshot.note);
             return;
@@ -332,6 +290,8 @@ impl Reconciler {
         self.view.dry_run = Some(dry_run);
         self.view.state = if self.held.as_ref().is_some_and(Held::is_ours) {
             State::Enforcing(Basis::BeforeDryRun)
+        } else if matches!(self.held, Some(Held::Foreign(_))) {
+            State::NotEnforcing("dryrun: the table inet firewall of somebody else stays as it is".to_owned())
         } else {
             State::NotEnforcing("dryrun: nothing was installed".to_owned())
         };

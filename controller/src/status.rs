@@ -100,6 +100,10 @@ pub struct Controller {
     pub kernel: BTreeMap<String, String>,
 }
 
+fn count(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// One line for the log, the service manager and the top of `status`.
 pub fn headline(view: &View) -> String {
     let mut text = match &view.state {
@@ -107,11 +111,18 @@ pub fn headline(view: &View) -> String {
         State::Enforcing(Basis::Current) => {
             let set = view.enforced.as_ref().map(|judged| &judged.set);
             let (policies, services) = set.map_or((0, 0), |set| (set.policies.len(), set.services.len()));
-            format!("ENFORCING {policies} policies, {services} services")
+            format!(
+                "ENFORCING {}, {}",
+                count(policies, "policy", "policies"),
+                count(services, "service", "services")
+            )
         }
         State::Enforcing(Basis::Base) => "ENFORCING the base ruleset: nothing new passes".to_owned(),
         State::Enforcing(Basis::Snapshot) => "ENFORCING a stale snapshot".to_owned(),
         State::Enforcing(Basis::Adopted) => "ENFORCING what the kernel held at start".to_owned(),
+        State::Enforcing(Basis::Foreign) => {
+            "a table inet firewall of somebody else is in force until the objects are read".to_owned()
+        }
         State::Enforcing(Basis::BeforeDryRun) => {
             let steps = view.dry_run.as_ref().map_or(0, |dry_run| dry_run.steps);
             format!("ENFORCING the rules of before the dry run; it would take {steps} steps")
@@ -124,7 +135,7 @@ pub fn headline(view: &View) -> String {
         text.push_str(&format!("; the last change was not applied: {refused}"));
     }
     if !view.findings.is_empty() {
-        text.push_str(&format!("; {} findings", view.findings.len()));
+        text.push_str(&format!("; {}", count(view.findings.len(), "finding", "findings")));
     }
     text
 }
@@ -193,6 +204,7 @@ fn basis_name(state: &State) -> &'static str {
         State::Enforcing(Basis::Snapshot) => "snapshot",
         State::Enforcing(Basis::Current) => "objects",
         State::Enforcing(Basis::Adopted) => "adopted",
+        State::Enforcing(Basis::Foreign) => "foreign",
         State::Enforcing(Basis::BeforeDryRun) => "before dryrun",
     }
 }

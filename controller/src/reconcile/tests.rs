@@ -280,6 +280,9 @@ fn a_foreign_table_is_replaced_in_one_transaction_with_its_figures() {
     };
     let machine = Machine { kernel: FakeKernel::with_foreign(foreign), ..Machine::default() };
     let mut reconciler = machine.boot();
+    assert_eq!(machine.kernel.commits(), []);
+    assert_eq!(reconciler.view().state, State::Enforcing(Basis::Foreign));
+    give(&mut reconciler, &[firewall(), policy("web")]);
     let commits = machine.kernel.commits();
     assert_eq!(commits.len(), 1);
     assert_eq!(commits[0].ops[0], Op::DeleteTable);
@@ -294,6 +297,23 @@ fn a_foreign_table_is_replaced_in_one_transaction_with_its_figures() {
         })
         .sum();
     assert_eq!(sum, 9);
+}
+
+#[test]
+fn a_dry_run_leaves_a_foreign_table_as_it_is() {
+    let machine = Machine { kernel: FakeKernel::with_foreign(Foreign::default()), ..Machine::default() };
+    let mut reconciler = machine.boot();
+    give(&mut reconciler, &[dry_firewall(), policy("web")]);
+    assert_eq!(machine.kernel.commits(), [], "neither replaced nor withdrawn");
+    let view = reconciler.view();
+    assert!(
+        matches!(&view.state, State::NotEnforcing(why) if why.contains("somebody else")),
+        "{:?}",
+        view.state
+    );
+    give(&mut reconciler, &[firewall(), policy("web")]);
+    assert_eq!(machine.kernel.commits().len(), 1);
+    assert!(machine.has_policy("web"));
 }
 
 #[test]

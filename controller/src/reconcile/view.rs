@@ -77,6 +77,8 @@ pub enum Basis {
     Current,
     /// Found in the kernel at start.
     Adopted,
+    /// Somebody else's table of our name, the Go controller's for instance, until there are objects to replace it by.
+    Foreign,
     /// The objects of before `dryrun` was switched on.
     BeforeDryRun,
 }
