@@ -55,6 +55,16 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// Waits until both streams have ended.
+    fn wait_for_end(&self, patience: Duration) {
+        let state = self.lock();
+        let open = |state: &mut LinesState| state.open_streams > 0;
+        let result = self.changed.wait_timeout_while(state, patience, open);
+        drop(result.unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 impl Process {
     /// Starts a command, usually from [`crate::Netns::command`] or [`crate::Netns::exec`].
     pub fn spawn(mut command: Command) -> Result<Self> {
@@ -115,11 +125,13 @@ impl Process {
         nix::sys::signal::kill(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
-    /// Waits for its end.
+    /// Waits for its end, and for what it printed last: that reaches [`Process::lines`] by threads of their own. (A
+    /// child of its own may keep the streams open, so that wait is short.)
     pub fn wait(&mut self, patience: Duration) -> Result<ExitStatus> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = self.try_wait()? {
+                self.lines.wait_for_end(Duration::from_secs(1));
                 return Ok(status);
             }
             if Instant::now() > deadline {

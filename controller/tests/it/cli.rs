@@ -245,7 +245,7 @@ fn status_has_the_fields_shape_and_exactly_the_packets_sent() -> Result<()> {
     ensure!(kernel.named("external_in") == 5 && kernel.named("external_out") == 12, "{kernel:?}");
 
     let text = said(field.daemon.ask(&["status"])?)?;
-    ensure!(text.out.starts_with("ENFORCING 1 policies"), "{}", text.out);
+    ensure!(text.out.starts_with("ENFORCING 1 policy, 0 services"), "{}", text.out);
     ensure!(text.out.contains("Controller Version:"), "as `kubectl describe` prints it:\n{}", text.out);
     Ok(())
 }
