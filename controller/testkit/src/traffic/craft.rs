@@ -310,7 +310,8 @@ impl Crafted {
                 checksum = 0xffff;
             }
             if self.bad_checksum {
-                checksum ^= 0x5555;
+                // 0 would say that there is none (RFC 768), which is right again.
+                checksum ^= if checksum == 0x5555 { 0x3333 } else { 0x5555 };
             }
             bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
         }
@@ -494,4 +495,26 @@ pub fn recognise(packet: &[u8]) -> Option<Seen> {
     };
     let error = matches!(transport, Transport::Icmp { kind, .. } if is_error(source.is_ipv4(), kind));
     Some(Seen { tag: Tag::find(rest, error)?, source, destination, transport, hops })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_checksum_never_says_that_there_is_none() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let good = Crafted::udp(address("10.0.0.1:1000"), address("10.0.0.2:2000"));
+        let bad = Crafted { bad_checksum: true, ..good.clone() };
+        // The checksum takes each of its values while the tag counts through 16 bits.
+        let checksum = |packet: &Crafted, id| {
+            let bytes = packet.encode(Tag { run: 0, id }).unwrap().remove(0);
+            u16::from_be_bytes([bytes[26], bytes[27]])
+        };
+        assert!((0..65_536).any(|id| checksum(&good, id) == 0x5555), "the case occurs");
+        for id in 0..65_536 {
+            let (good, bad) = (checksum(&good, id), checksum(&bad, id));
+            assert!(bad != 0 && bad != good, "{id}: {good:04x} became {bad:04x}");
+        }
+    }
 }
