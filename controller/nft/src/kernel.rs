@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fw_ruleset::ir::Key;
 use fw_ruleset::{Count, Counts, Op, Plan, Ruleset};
 
 use crate::error::Error;
@@ -28,6 +29,15 @@ pub trait Kernel: Send {
     /// The generation of the namespace's ruleset; it moves with every commit by anybody.
     fn generation(&mut self) -> Result<u32, Error>;
 
+    /// Puts and removes elements of [`fw_ruleset::ir::SetKind::Learned`] and `LearnedBoxes` sets: all of the changes
+    /// or none, in one transaction that touches nothing else.
+    ///
+    /// [`Error::Stale`] when a set is not there.
+    fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), Error>;
+
+    /// The elements of one such set, sorted by key, with the time that is left.
+    fn timed_elements(&mut self, set: &str) -> Result<Vec<TimedElement>, Error>;
+
     /// Deletes the table with our name, whosever it is. False when there was none.
     fn delete_table(&mut self) -> Result<bool, Error> {
         if matches!(self.read()?, Table::Absent) {
@@ -36,6 +46,26 @@ pub trait Kernel: Send {
         self.commit(&Plan { ops: vec![Op::DeleteTable] }, &Ruleset::default())?;
         Ok(true)
     }
+}
+
+/// An element that user space puts into a set outside of plans.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TimedElement {
+    /// The key.
+    pub key: Key,
+    /// The mark, in a map.
+    pub mark: Option<u32>,
+    /// Milliseconds until the kernel removes it; `None`: it stays.
+    pub expires_in_ms: Option<u64>,
+}
+
+/// One change of [`Kernel::update_elements`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ElementChange {
+    /// The set is to hold this element, whatever it holds under the key now (an earlier mark or time is replaced).
+    Put(String, TimedElement),
+    /// The set is not to hold this key; whether it does now does not matter.
+    Remove(String, Key),
 }
 
 /// What there is under our table's name.

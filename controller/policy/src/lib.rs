@@ -5,12 +5,16 @@
 //! compared with. Nothing here knows of Kubernetes, nftables, sockets or clocks.
 
 mod decide;
+mod dns;
+mod fqdn;
 mod model;
 mod names;
 mod origin;
 mod packet;
 
 pub use decide::{Decision, DropReason, Why};
+pub use dns::{Dns, Encrypted, Fastpath, FastpathMode, Intercept, OtherNames, Upstream};
+pub use fqdn::{Learned, NameEntry};
 pub use model::{
     Block, DropLog, DropLogTarget, Firewall, FqdnSelector, HostProtection, IcmpEcho, Inside, InsideBasis,
     Masquerade, Peers, Policy, PolicySet, PortRange, Ports, Protocol, RateLimit, Rule, Service, ServiceName,

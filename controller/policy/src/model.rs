@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::IfName;
+use crate::{Dns, Fastpath, IfName};
 
 /// Everything the firewall enforces.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -70,6 +70,17 @@ pub enum FqdnSelector {
     Name(String),
     /// A pattern with `*`, lower case, without trailing dot.
     Pattern(String),
+    /// A regular expression over the whole lower-case name without trailing dot, anchored at both ends.
+    Regex(String),
+}
+
+impl FqdnSelector {
+    /// The name, pattern or expression: what comments and the status call it by.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Name(text) | Self::Pattern(text) | Self::Regex(text) => text,
+        }
+    }
 }
 
 /// Destination ports of a rule.
@@ -183,6 +194,10 @@ pub struct Firewall {
     pub dry_run: bool,
     /// Opt-in protection of the box itself.
     pub host: Option<HostProtection>,
+    /// The DNS proxy and what is learned from its answers.
+    pub dns: Dns,
+    /// Where packets are stamped and dropped early.
+    pub fastpath: Fastpath,
 }
 
 /// Which interfaces and prefixes are the cluster's side.

@@ -10,9 +10,9 @@ mod ports;
 mod prefixes;
 mod services;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use fw_policy::{Origin, PolicySet};
+use fw_policy::{NameEntry, Origin, PolicySet};
 
 use crate::ir::Ruleset;
 
@@ -34,14 +34,46 @@ pub struct Problem {
     pub message: String,
 }
 
+/// How rules with names are told apart and where packets are stamped.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Names {
+    /// Mark index of each entry, 1 and up. An entry without one opens nothing.
+    pub indexes: BTreeMap<NameEntry, u32>,
+    /// Who writes the index into the mark.
+    pub stamp: Stamp,
+}
+
+/// Who writes an entry's index into the mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Stamp {
+    /// The eBPF program at TCX ingress.
+    #[default]
+    Program,
+    /// nftables itself, from sets that user space fills.
+    Sets,
+}
+
+impl Names {
+    /// Indexes for a ruleset that nothing came before: entries in their order, from 1.
+    pub fn fresh(set: &PolicySet) -> Self {
+        let indexes = set.name_entries().into_keys().zip(1..).collect();
+        Self { indexes, stamp: Stamp::default() }
+    }
+}
+
 /// Cells (prefix elements and port ranges) that policies may fill by default.
 pub const DEFAULT_CELL_LIMIT: usize = 1_000_000;
+
+/// Compiles a policy set as [`compile_with`] does, with fresh indexes for names.
+pub fn compile(set: &PolicySet, cell_limit: usize) -> Compiled {
+    compile_with(set, &Names::fresh(set), cell_limit)
+}
 
 /// Compiles a policy set. A pure function: the same objects give the same ruleset.
 ///
 /// `cell_limit` bounds prefix elements and port ranges together. Past it the policies that ask for most are left
 /// out, largest first, until the rest fits; each is a [`Problem`].
-pub fn compile(set: &PolicySet, cell_limit: usize) -> Compiled {
+pub fn compile_with(set: &PolicySet, _names: &Names, cell_limit: usize) -> Compiled {
     let mut ruleset = base::ruleset(&set.firewall);
     let (left_out, problems) = left_out(set, cell_limit);
     policies::add(&mut ruleset, set, &left_out);

@@ -136,6 +136,8 @@ impl Run<'_> {
                 true
             }
             Statement::Log { .. } | Statement::Snat(_) | Statement::Masquerade => true,
+            Statement::Redirect(_) | Statement::CtTimeout(_) => true,
+            Statement::SetMarkByMap { .. } => false,
             Statement::Verdict(verdict) => return Step::Verdict(verdict.clone()),
         };
         if holds { Step::Next } else { Step::Break }
@@ -205,6 +207,7 @@ impl Run<'_> {
                 Transport::Icmp { kind, .. } if family == self.family() => Some(Value::IcmpType(kind)),
                 _ => None,
             },
+            Selector::Mark(_) => None,
         }
     }
 

@@ -16,6 +16,8 @@ pub const TABLE: &str = "firewall";
 pub struct Ruleset {
     /// Named counters.
     pub counters: BTreeMap<String, NamedCounter>,
+    /// Conntrack timeout policies.
+    pub timeouts: BTreeMap<String, CtTimeout>,
     /// Sets and verdict maps.
     pub sets: BTreeMap<String, Set>,
     /// Chains.
@@ -26,6 +28,13 @@ pub struct Ruleset {
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NamedCounter {}
 
+/// `ct timeout NAME { protocol udp; policy = { unreplied : 3, replied : 3 } }`: how long a UDP entry of conntrack lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CtTimeout {
+    /// Seconds without a packet, before and after the first reply.
+    pub seconds: u32,
+}
+
 /// A named set or verdict map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set {
@@ -34,9 +43,9 @@ pub struct Set {
     /// How elements are matched.
     pub kind: SetKind,
     /// The elements. In a verdict map every element has a verdict, in a set none has. Always empty for
-    /// [`SetKind::Dynamic`], whose elements are the kernel's.
+    /// [`SetKind::Dynamic`] and [`SetKind::Learned`], whose elements come and go by themselves.
     pub elements: BTreeMap<Key, Option<Verdict>>,
-    /// True for a verdict map.
+    /// True for a map: of marks where the kind is [`SetKind::Learned`], else of verdicts.
     pub map: bool,
     /// Whom it belongs to, when it is one object's.
     pub origin: Option<Origin>,
@@ -56,6 +65,17 @@ pub enum SetKind {
         /// Lifetime of an element in milliseconds.
         timeout_ms: u64,
     },
+    /// Exact keys with timeouts of their own, put there by user space outside of plans: `flags timeout`.
+    Learned {
+        /// Elements at most; the kernel refuses more (ENFILE).
+        size: u32,
+    },
+    /// Disjoint boxes of several fields, put there by user space outside of plans: `flags interval` on a
+    /// concatenation (kernel: pipapo). Keys are [`Key::Box`].
+    LearnedBoxes {
+        /// Elements at most.
+        size: u32,
+    },
 }
 
 /// Type of one field of a key.
@@ -71,6 +91,8 @@ pub enum Field {
     Port,
     /// `ifname`
     IfName,
+    /// `mark`
+    Mark,
 }
 
 /// Value of one field.
@@ -88,6 +110,8 @@ pub enum Value {
     IfName(IfName),
     /// ICMP or ICMPv6 type.
     IcmpType(u8),
+    /// Packet mark.
+    Mark(u32),
 }
 
 /// Key of an element.
@@ -97,6 +121,8 @@ pub enum Key {
     Exact(Vec<Value>),
     /// First and last value, both included, of the one field of an interval set.
     Range(Value, Value),
+    /// First and last values of each field, both included, of a [`SetKind::LearnedBoxes`].
+    Box(Vec<Value>, Vec<Value>),
 }
 
 /// What becomes of a packet.
@@ -150,6 +176,8 @@ pub enum ChainKind {
 /// Netfilter hooks in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookPoint {
+    /// NF_INET_PRE_ROUTING
+    Prerouting,
     /// NF_INET_LOCAL_IN
     Input,
     /// NF_INET_FORWARD
@@ -230,6 +258,8 @@ pub enum Selector {
     },
     /// `icmp type` / `icmpv6 type`; implies matches on family and protocol.
     IcmpType(Family),
+    /// `meta mark & MASK`; with all bits set no mask is applied.
+    Mark(u32),
 }
 
 /// What a selector is compared with.
@@ -342,6 +372,17 @@ pub enum Statement {
     Snat(IpAddr),
     /// `masquerade`
     Masquerade,
+    /// `redirect to :PORT`: to an address of the interface the packet came in by.
+    Redirect(u16),
+    /// `meta mark set ip daddr map @map`: ends the rule when the key is not there.
+    SetMarkByMap {
+        /// The key, in the order of the map's fields.
+        key: Vec<Selector>,
+        /// Name of the map, of [`SetKind::Learned`] or [`SetKind::LearnedBoxes`].
+        map: String,
+    },
+    /// `ct timeout set "NAME"`; before the connection is confirmed.
+    CtTimeout(String),
     /// `accept`, `jump CHAIN`, …; always last.
     Verdict(Verdict),
 }

@@ -10,7 +10,7 @@ pub mod ir;
 mod plan;
 mod render;
 
-pub use compile::{Compiled, DEFAULT_CELL_LIMIT, Problem, compile};
+pub use compile::{Compiled, DEFAULT_CELL_LIMIT, Names, Problem, Stamp, compile, compile_with};
 pub use evaluate::{Evaluation, evaluate};
 pub use ir::Ruleset;
 pub use plan::{Count, Counts, Op, Plan, plan};

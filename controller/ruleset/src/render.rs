@@ -34,11 +34,18 @@ fn push(text: &mut String, part: &str) {
 fn render_set(text: &mut String, name: &str, set: &Set) {
     let word = if set.map { "map" } else { "set" };
     let fields: Vec<&str> = set.key.iter().map(|field| field_type(*field)).collect();
-    let data = if set.map { " : verdict" } else { "" };
+    let learned = matches!(set.kind, SetKind::Learned { .. } | SetKind::LearnedBoxes { .. });
+    let data = match (set.map, learned) {
+        (false, _) => "",
+        (true, false) => " : verdict",
+        (true, true) => " : mark",
+    };
     push(text, &format!("\n\t{word} {name} {{\n\t\ttype {}{data}\n", fields.join(" . ")));
     match set.kind {
         SetKind::Exact => {}
         SetKind::Interval => text.push_str("\t\tflags interval\n"),
+        SetKind::Learned { size } => push(text, &format!("\t\tsize {size}\n\t\tflags timeout\n")),
+        SetKind::LearnedBoxes { size } => push(text, &format!("\t\tsize {size}\n\t\tflags interval\n")),
         SetKind::Dynamic { size, timeout_ms } => {
             let flags = format!("\t\tsize {size}\n\t\tflags dynamic,timeout\n\t\ttimeout {timeout_ms}ms\n");
             push(text, &flags);
@@ -58,6 +65,7 @@ fn field_type(field: Field) -> &'static str {
         Field::Protocol => "inet_proto",
         Field::Port => "inet_service",
         Field::IfName => "ifname",
+        Field::Mark => "mark",
     }
 }
 
@@ -66,6 +74,13 @@ fn element(key: &Key, verdict_of: &Option<Verdict>) -> String {
         Key::Exact(values) => values.iter().map(value).collect::<Vec<_>>().join(" . "),
         Key::Range(first, last) if first == last => value(first),
         Key::Range(first, last) => format!("{}-{}", value(first), value(last)),
+        Key::Box(first, last) => {
+            let field = |(first, last): (&Value, &Value)| match first == last {
+                true => value(first),
+                false => format!("{}-{}", value(first), value(last)),
+            };
+            first.iter().zip(last).map(field).collect::<Vec<_>>().join(" . ")
+        }
     };
     match verdict_of {
         Some(given) => format!("{key} : {}", verdict(given)),
@@ -80,6 +95,7 @@ fn value(value: &Value) -> String {
         Value::Protocol(number) | Value::IcmpType(number) => number.to_string(),
         Value::Port(port) => port.to_string(),
         Value::IfName(name) => format!("\"{name}\""),
+        Value::Mark(mark) => format!("0x{mark:08x}"),
     }
 }
 
@@ -101,6 +117,7 @@ fn render_chain(text: &mut String, name: &str, chain: &Chain) {
             ChainKind::Nat => "nat",
         };
         let point = match hook.point {
+            HookPoint::Prerouting => "prerouting",
             HookPoint::Input => "input",
             HookPoint::Forward => "forward",
             HookPoint::Postrouting => "postrouting",
@@ -151,6 +168,9 @@ fn statement(statement: &Statement) -> String {
         Statement::Snat(IpAddr::V4(address)) => format!("snat ip to {address}"),
         Statement::Snat(IpAddr::V6(address)) => format!("snat ip6 to {address}"),
         Statement::Masquerade => "masquerade".to_owned(),
+        Statement::Redirect(port) => format!("redirect to :{port}"),
+        Statement::SetMarkByMap { key, map } => format!("meta mark set {} map @{map}", concatenation(key)),
+        Statement::CtTimeout(name) => format!("ct timeout set \"{name}\""),
         Statement::Verdict(given) => verdict(given),
     }
 }
@@ -216,6 +236,8 @@ fn selector_text(selector: Selector) -> String {
         }
         Selector::IcmpType(Family::V4) => "icmp type".to_owned(),
         Selector::IcmpType(Family::V6) => "icmpv6 type".to_owned(),
+        Selector::Mark(u32::MAX) => "meta mark".to_owned(),
+        Selector::Mark(mask) => format!("meta mark & 0x{mask:08x}"),
     }
 }
 

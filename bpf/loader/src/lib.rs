@@ -1,0 +1,1 @@
+//! Loads, attaches, pins and adopts the eBPF programs; reads and writes their maps.
