@@ -92,6 +92,8 @@ pub(crate) fn read_firewall(body: &Value, facts: &HostFacts, report: &mut Report
         log_accepted: read_switch(&spec.get("logAcceptedConnections"), report),
         dry_run: read_switch(&spec.get("dryrun"), report),
         host,
+        dns: fw_policy::Dns::default(),
+        fastpath: fw_policy::Fastpath::default(),
     };
     (firewall, allowed)
 }

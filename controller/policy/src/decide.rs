@@ -5,7 +5,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use crate::{
-    ConntrackState, IcmpEcho, Packet, Peers, Policy, PolicySet, Protocol, Rule, ServiceName, Transport,
+    ConntrackState, DNS_PORT, Encrypted, FqdnSelector, IcmpEcho, Learned, Packet, Peers, Policy, PolicySet,
+    Protocol, Rule, ServiceName, Transport,
 };
 
 /// Verdict of the reference and why.
@@ -42,6 +43,27 @@ pub enum Why {
         /// The entry, as a field path such as `spec.egress[0].to[1]`.
         field: String,
     },
+    /// An egress policy entry by name, whose address was learned; counted under
+    /// `accept traffic for np NAME PROTOCOL, fqdn: SELECTOR`.
+    Name {
+        /// Policy name.
+        policy: String,
+        /// The selector.
+        selector: FqdnSelector,
+        /// Protocol of the counter.
+        protocol: Protocol,
+    },
+    /// `dns.dot` or `dns.doh` allows it, counted under `accept encrypted dns PROTOCOL`.
+    EncryptedDns {
+        /// Protocol of the counter.
+        protocol: Protocol,
+    },
+    /// DNS that was not redirected, to a well-known or configured resolver; counted under
+    /// `accept dns while the proxy is away PROTOCOL`.
+    DnsFallback {
+        /// Protocol of the counter.
+        protocol: Protocol,
+    },
     /// A LoadBalancer Service.
     Service(ServiceName),
     /// Dropped.
@@ -59,6 +81,8 @@ pub enum DropReason {
     UnsupportedProtocol,
     /// BGP towards the machines, refused by host protection.
     Bgp,
+    /// DNS past the proxy, refused by `dns.dot` or `dns.doh`.
+    EncryptedDns,
     /// No policy and no Service allows it.
     Policy,
 }
@@ -70,21 +94,29 @@ impl fmt::Display for DropReason {
             Self::Spoofed => "spoofed source",
             Self::UnsupportedProtocol => "unsupported protocol",
             Self::Bgp => "bgp to machines",
+            Self::EncryptedDns => "encrypted dns",
             Self::Policy => "no policy allows it",
         })
     }
 }
 
 impl PolicySet {
+    /// The verdict on a forwarded packet while nothing is learned from DNS, rate limits and ping limits aside.
+    pub fn decide(&self, packet: &Packet) -> Decision {
+        self.decide_with(packet, &Learned::default())
+    }
+
     /// The verdict on a forwarded packet, rate limits and ping limits aside.
     ///
-    /// The counter of overlapping policies goes to the longest prefix, then to the first name.
-    pub fn decide(&self, packet: &Packet) -> Decision {
-        let why = self.why(packet);
+    /// A learned address counts as a host route: its names win over prefixes, and of several names that allow a port
+    /// the smallest policy and selector. The counter of overlapping prefixes goes to the longest, then to the first
+    /// policy.
+    pub fn decide_with(&self, packet: &Packet, learned: &Learned) -> Decision {
+        let why = self.why(packet, learned);
         Decision { accepted: !matches!(why, Why::Drop(_)), why }
     }
 
-    fn why(&self, packet: &Packet) -> Why {
+    fn why(&self, packet: &Packet, learned: &Learned) -> Why {
         match packet.state {
             ConntrackState::Established => return Why::Established,
             ConntrackState::Invalid => return Why::Drop(DropReason::Invalid),
@@ -111,14 +143,7 @@ impl PolicySet {
             });
         };
         if enters_by_inside {
-            return match self.best_entry(|policy| &policy.egress, packet.destination, protocol, port) {
-                Some((policy, entry)) => Why::Egress {
-                    policy,
-                    protocol,
-                    field: format!("spec.egress{}", entry.replace("PEER", "to")),
-                },
-                None => Why::Drop(DropReason::Policy),
-            };
+            return self.egress(packet.destination, protocol, port, learned);
         }
         if !leaves_by_inside {
             return Why::Drop(DropReason::Policy);
@@ -133,6 +158,48 @@ impl PolicySet {
             return Why::Ingress { policy, protocol, field };
         }
         self.service_for(packet, protocol, port)
+    }
+
+    fn egress(&self, destination: IpAddr, protocol: Protocol, port: u16, learned: &Learned) -> Why {
+        let dns = &self.firewall.dns;
+        match dns.encrypted(destination, port) {
+            Encrypted::Deny => return Why::Drop(DropReason::EncryptedDns),
+            Encrypted::Allow => return Why::EncryptedDns { protocol },
+            Encrypted::Policy => {}
+        }
+        if let Some((policy, selector)) = self.best_name(destination, protocol, port, learned) {
+            return Why::Name { policy, selector, protocol };
+        }
+        if let Some((policy, entry)) = self.best_entry(|policy| &policy.egress, destination, protocol, port) {
+            let field = format!("spec.egress{}", entry.replace("PEER", "to"));
+            return Why::Egress { policy, protocol, field };
+        }
+        // Redirected DNS never gets here: the proxy does not answer now.
+        let falls_back = dns.fallback && self.intercepts_dns() && port == DNS_PORT;
+        if falls_back && dns.fallback_resolvers().contains(&destination) {
+            return Why::DnsFallback { protocol };
+        }
+        Why::Drop(DropReason::Policy)
+    }
+
+    /// The first policy, and its first selector, that allow a learned address.
+    fn best_name(
+        &self,
+        destination: IpAddr,
+        protocol: Protocol,
+        port: u16,
+        learned: &Learned,
+    ) -> Option<(String, FqdnSelector)> {
+        let selectors = learned.addresses.get(&destination)?;
+        self.policies.iter().find_map(|(name, policy)| {
+            let rules = policy.egress.iter().filter(|rule| rule.ports.contains(protocol, port));
+            let named = rules.filter_map(|rule| match &rule.peers {
+                Peers::Names(names) => Some(names),
+                Peers::Any | Peers::Blocks(_) => None,
+            });
+            let selector = named.flatten().filter(|selector| selectors.contains(selector)).min()?;
+            Some((name.clone(), selector.clone()))
+        })
     }
 
     fn is_spoofed(&self, source: IpAddr) -> bool {

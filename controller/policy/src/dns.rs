@@ -87,6 +87,24 @@ impl Dns {
     }
 }
 
+impl Dns {
+    /// What the Firewall says of packets to encrypted resolvers: [`Encrypted::Policy`] for all others.
+    pub fn encrypted(&self, destination: IpAddr, port: u16) -> Encrypted {
+        match port {
+            DOT_PORT => self.dot,
+            DOH_PORT if self.doh_endpoints.iter().any(|net| net.contains(&destination)) => self.doh,
+            _ => Encrypted::Policy,
+        }
+    }
+}
+
+/// Port of DNS (RFC 1035).
+pub const DNS_PORT: u16 = 53;
+/// Port of DNS over TLS (RFC 7858) and over QUIC (RFC 9250).
+pub const DOT_PORT: u16 = 853;
+/// Port of DNS over HTTPS (RFC 8484).
+pub const DOH_PORT: u16 = 443;
+
 /// When DNS from inside is redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Intercept {
@@ -148,6 +166,14 @@ impl Default for Fastpath {
 }
 
 impl Fastpath {
+    /// The mark that carries an index, in the bits of [`Fastpath::mark_mask`]; `None` where they do not hold it, and
+    /// for 0, which is no index.
+    pub fn mark_of(&self, index: u32) -> Option<u32> {
+        let shifted = index.checked_shl(self.mark_mask.trailing_zeros())?;
+        let fits = shifted & self.mark_mask == shifted && shifted >> self.mark_mask.trailing_zeros() == index;
+        (fits && index > 0).then_some(shifted)
+    }
+
     /// The mode asked for on an interface.
     pub fn mode_of(&self, interface: &IfName) -> FastpathMode {
         self.interfaces.get(interface).copied().unwrap_or(self.mode)

@@ -4,6 +4,7 @@
 //! [`PolicySet::decide`] is the deliberately naive reference that the compiled ruleset and the kernel are
 //! compared with. Nothing here knows of Kubernetes, nftables, sockets or clocks.
 
+pub mod comment;
 mod decide;
 mod dns;
 mod fqdn;
@@ -13,7 +14,9 @@ mod origin;
 mod packet;
 
 pub use decide::{Decision, DropReason, Why};
-pub use dns::{Dns, Encrypted, Fastpath, FastpathMode, Intercept, OtherNames, Upstream};
+pub use dns::{
+    DNS_PORT, DOH_PORT, DOT_PORT, Dns, Encrypted, Fastpath, FastpathMode, Intercept, OtherNames, Upstream,
+};
 pub use fqdn::{Learned, NameEntry};
 pub use model::{
     Block, DropLog, DropLogTarget, Firewall, FqdnSelector, HostProtection, IcmpEcho, Inside, InsideBasis,

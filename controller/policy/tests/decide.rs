@@ -9,9 +9,9 @@
 use std::net::IpAddr;
 
 use fw_policy::{
-    Block, ConntrackState, Decision, DropReason, Firewall, HostProtection, IcmpEcho, Inside, InsideBasis,
-    Packet, Peers, Policy, PolicySet, PortRange, Ports, Protocol, Rule, Service, ServiceName, Sources,
-    Transport, Why,
+    Block, ConntrackState, Decision, DropReason, Encrypted, Firewall, FqdnSelector, HostProtection, IcmpEcho,
+    Inside, InsideBasis, Intercept, Learned, Packet, Peers, Policy, PolicySet, PortRange, Ports, Protocol,
+    Rule, Service, ServiceName, Sources, Transport, Why,
 };
 
 const INSIDE: &str = "vrf104009";
@@ -269,4 +269,118 @@ fn host_protection_keeps_bgp_from_the_machines() {
     assert!(set.decide(&into("192.0.2.1", "10.0.16.5", 179)).accepted);
     set.firewall.host = Some(HostProtection::default());
     assert_eq!(set.decide(&into("192.0.2.1", "10.0.16.5", 179)).why, Why::Drop(DropReason::Bgp));
+}
+
+fn name(text: &str) -> FqdnSelector {
+    FqdnSelector::Name(text.to_owned())
+}
+
+fn names(texts: &[&str], ports: Ports) -> Policy {
+    egress(Peers::Names(texts.iter().map(|text| name(text)).collect()), ports)
+}
+
+fn learned(addresses: &[(&str, &[&str])]) -> Learned {
+    let of =
+        |(address, texts): &(&str, &[&str])| (ip(address), texts.iter().map(|text| name(text)).collect());
+    Learned { addresses: addresses.iter().map(of).collect() }
+}
+
+fn by_name(policy: &str, selector: &str) -> Why {
+    Why::Name { policy: policy.to_owned(), selector: name(selector), protocol: Protocol::Tcp }
+}
+
+#[test]
+fn a_learned_address_is_open_for_its_names_ports_and_nothing_else() {
+    let set = with(&[("a", names(&["a.example", "b.example"], tcp(443, 443)))]);
+    let view = learned(&[("192.0.2.1", &["b.example", "c.example"]), ("2001:db8::1", &["c.example"])]);
+    assert_eq!(set.decide_with(&out("192.0.2.1", 443), &view).why, by_name("a", "b.example"));
+    assert!(!set.decide(&out("192.0.2.1", 443)).accepted, "nothing is learned");
+    for (destination, port) in [("192.0.2.1", 80), ("192.0.2.2", 443), ("2001:db8::1", 443)] {
+        assert!(!set.decide_with(&out(destination, port), &view).accepted, "{destination} {port}");
+    }
+    let mut udp = out("192.0.2.1", 443);
+    udp.transport = Transport::Udp { source: 40_000, destination: 443 };
+    assert!(!set.decide_with(&udp, &view).accepted);
+    let answer = into("192.0.2.1", "10.0.16.5", 443);
+    assert!(!set.decide_with(&answer, &view).accepted, "names open egress only");
+}
+
+#[test]
+fn names_win_over_prefixes_and_the_smallest_policy_and_selector_over_other_names() {
+    let set = with(&[
+        ("a", egress(blocks(&["192.0.2.1/32"]), tcp(80, 443))),
+        ("b", names(&["b.example", "a.example"], tcp(443, 443))),
+        ("c", names(&["a.example"], tcp(80, 80))),
+    ]);
+    let view = learned(&[("192.0.2.1", &["a.example", "b.example"])]);
+    assert_eq!(set.decide_with(&out("192.0.2.1", 443), &view).why, by_name("b", "a.example"));
+    assert_eq!(set.decide_with(&out("192.0.2.1", 80), &view).why, by_name("c", "a.example"));
+    assert_eq!(counted_by(&set.decide_with(&out("192.0.2.1", 81), &view)), Some("a"));
+}
+
+#[test]
+fn encrypted_dns_is_denied_or_allowed_before_policies_and_names() {
+    let mut set = with(&[("a", egress(Peers::Any, Ports::All)), ("b", names(&["a.example"], Ports::All))]);
+    let view = learned(&[("192.0.2.1", &["a.example"])]);
+    set.firewall.dns.doh_endpoints =
+        ["192.0.2.0/28", "2001:db8:d::/48"].map(|n| n.parse().expect("a prefix")).into();
+    for (dot, doh) in [(Encrypted::Deny, Encrypted::Allow), (Encrypted::Allow, Encrypted::Deny)] {
+        (set.firewall.dns.dot, set.firewall.dns.doh) = (dot, doh);
+        let why = |choice| match choice {
+            Encrypted::Deny => Why::Drop(DropReason::EncryptedDns),
+            _ => Why::EncryptedDns { protocol: Protocol::Tcp },
+        };
+        for destination in ["192.0.2.1", "2001:db8:d::1"] {
+            assert_eq!(set.decide_with(&out(destination, 853), &view).why, why(dot));
+            assert_eq!(set.decide_with(&out(destination, 443), &view).why, why(doh));
+        }
+        assert_eq!(set.decide(&out("203.0.113.1", 853)).why, why(dot), "to every destination");
+        assert_eq!(counted_by(&set.decide(&out("203.0.113.1", 443))), Some("a"), "no endpoint");
+        let mut running = out("192.0.2.1", 853);
+        running.state = ConntrackState::Established;
+        assert_eq!(set.decide(&running).why, Why::Established);
+        let from_outside = into("192.0.2.1", "10.0.16.5", 853);
+        assert_eq!(set.decide(&from_outside).why, Why::Drop(DropReason::Policy), "never as ingress");
+    }
+    (set.firewall.dns.dot, set.firewall.dns.doh) = (Encrypted::Policy, Encrypted::Policy);
+    assert_eq!(set.decide_with(&out("192.0.2.1", 853), &view).why, by_name("b", "a.example"));
+}
+
+#[test]
+fn without_the_proxy_dns_falls_back_to_known_resolvers_where_it_would_have_been_redirected() {
+    let dns = |destination: &str| Packet {
+        transport: Transport::Udp { source: 40_000, destination: 53 },
+        ..out(destination, 53)
+    };
+    let mut set = with(&[("a", names(&["a.example"], tcp(443, 443)))]);
+    let falls_back = Why::DnsFallback { protocol: Protocol::Udp };
+    for resolver in ["8.8.8.8", "2606:4700:4700::1111"] {
+        assert_eq!(set.decide(&dns(resolver)).why, falls_back);
+        assert_eq!(set.decide(&out(resolver, 53)).why, Why::DnsFallback { protocol: Protocol::Tcp });
+        assert!(!set.decide(&out(resolver, 443)).accepted);
+    }
+    assert!(!set.decide(&dns("9.9.9.9")).accepted);
+    set.firewall.dns.upstreams =
+        vec![fw_policy::Upstream { address: "9.9.9.9:5300".parse().expect("an address"), tls_name: None }];
+    assert_eq!(set.decide(&dns("9.9.9.9")).why, falls_back, "configured");
+    set.firewall.dns.fallback = false;
+    assert!(!set.decide(&dns("8.8.8.8")).accepted, "dnsFallback: deny");
+    set.firewall.dns.fallback = true;
+    set.policies.clear();
+    assert!(!set.decide(&dns("8.8.8.8")).accepted, "nothing is redirected, so nothing falls back");
+    set.firewall.dns.intercept = Intercept::Always;
+    assert!(set.decide(&dns("8.8.8.8")).accepted);
+    set.policies.insert("b".to_owned(), egress(blocks(&["8.8.8.8/32"]), Ports::All));
+    assert_eq!(counted_by(&set.decide(&dns("8.8.8.8"))), Some("b"), "a policy that allows it counts it");
+}
+
+#[test]
+fn an_index_stands_in_the_bits_of_the_mask_or_nowhere() {
+    let with_mask = |mark_mask| fw_policy::Fastpath { mark_mask, ..fw_policy::Fastpath::default() };
+    assert_eq!(with_mask(0x00ff_ffff).mark_of(1), Some(1));
+    assert_eq!(with_mask(0xff00).mark_of(255), Some(0xff00));
+    assert_eq!(with_mask(0xff00).mark_of(256), None);
+    assert_eq!(with_mask(0xff00).mark_of(0), None, "0 is no index");
+    assert_eq!(with_mask(0).mark_of(1), None);
+    assert_eq!(with_mask(0xff00_0000).mark_of(256), None);
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use crate::ir::{Chain, Key, Rule, Ruleset, Set, Verdict};
+use crate::ir::{Chain, CtTimeout, Key, Rule, Ruleset, Set, Verdict};
 
 /// Packets and bytes of a counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
@@ -32,6 +32,8 @@ pub enum Op {
     CreateTable,
     /// Create a named counter with a start value.
     CreateCounter(String, Count),
+    /// Create a conntrack timeout policy.
+    CreateTimeout(String, CtTimeout),
     /// Create a set without its elements (`elements` is to be ignored).
     CreateSet(String, Set),
     /// Create a chain without its rules (`rules` is to be ignored).
@@ -50,6 +52,8 @@ pub enum Op {
     DeleteSet(String),
     /// Delete a counter that nothing refers to.
     DeleteCounter(String),
+    /// Delete a conntrack timeout policy that nothing refers to.
+    DeleteTimeout(String),
 }
 
 /// An ordered transaction.
@@ -69,8 +73,8 @@ impl Plan {
 /// The transaction from `current` (what our table holds; `None` = no table of ours) to `wanted`.
 ///
 /// Only differences become steps. A chain whose rules differ is emptied and filled again, with `counts` as start
-/// values of its counters. Where the kind of a set or the hook of a chain changed, which only an upgrade of this
-/// program does, the table is deleted and made again in the same transaction.
+/// values of its counters. Where the kind of a set, the hook of a chain or a timeout policy changed, which only an
+/// upgrade of this program does, the table is deleted and made again in the same transaction.
 pub fn plan(current: Option<&Ruleset>, wanted: &Ruleset, counts: &Counts) -> Plan {
     let Some(current) = current else {
         return Plan { ops: everything(&Ruleset::default(), wanted, counts, false) };
@@ -80,6 +84,7 @@ pub fn plan(current: Option<&Ruleset>, wanted: &Ruleset, counts: &Counts) -> Pla
     }
     let mut steps = Steps::default();
     steps.counters(current, wanted, counts);
+    steps.timeouts(current, wanted);
     steps.sets(current, wanted);
     steps.chains(current, wanted, counts);
     Plan { ops: steps.in_order() }
@@ -90,6 +95,7 @@ fn everything(current: &Ruleset, wanted: &Ruleset, counts: &Counts, delete: bool
     let mut steps = Steps::default();
     let nothing = Ruleset::default();
     steps.counters(&nothing, wanted, counts);
+    steps.timeouts(&nothing, wanted);
     steps.sets(&nothing, wanted);
     steps.chains(&nothing, wanted, &moved(current, wanted, counts));
     let mut ops = if delete { vec![Op::DeleteTable] } else { Vec::new() };
@@ -132,7 +138,11 @@ fn is_redefined(current: &Ruleset, wanted: &Ruleset) -> bool {
     };
     let hook_changed =
         |(name, chain): (&String, &Chain)| current.chains.get(name).is_some_and(|old| old.hook != chain.hook);
-    wanted.sets.iter().any(set_changed) || wanted.chains.iter().any(hook_changed)
+    let timeout_changed =
+        |(name, timeout): (&String, &CtTimeout)| current.timeouts.get(name).is_some_and(|old| old != timeout);
+    wanted.sets.iter().any(set_changed)
+        || wanted.chains.iter().any(hook_changed)
+        || wanted.timeouts.iter().any(timeout_changed)
 }
 
 /// Steps sorted by what may refer to what: things exist before they are named, and are unnamed before they go.
@@ -160,6 +170,15 @@ impl Steps {
         }
         for name in current.counters.keys().filter(|name| !wanted.counters.contains_key(*name)) {
             self.delete.push(Op::DeleteCounter(name.clone()));
+        }
+    }
+
+    fn timeouts(&mut self, current: &Ruleset, wanted: &Ruleset) {
+        for (name, timeout) in wanted.timeouts.iter().filter(|(name, _)| !current.timeouts.contains_key(*name)) {
+            self.create.push(Op::CreateTimeout(name.clone(), *timeout));
+        }
+        for name in current.timeouts.keys().filter(|name| !wanted.timeouts.contains_key(*name)) {
+            self.delete.push(Op::DeleteTimeout(name.clone()));
         }
     }
 

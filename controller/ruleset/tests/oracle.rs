@@ -10,9 +10,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fw_policy::{
-    Block, ConntrackState, DropReason, Firewall, HostProtection, IcmpEcho, Inside, InsideBasis, Packet,
-    Peers, Policy, PolicySet, PortRange, Ports, Protocol, Rule, Service, ServiceName, Sources, Transport,
-    Why,
+    Block, ConntrackState, Firewall, HostProtection, IcmpEcho, Inside, InsideBasis, Packet, Peers, Policy,
+    PolicySet, PortRange, Ports, Protocol, Rule, Service, ServiceName, Sources, Transport,
 };
 use fw_ruleset::{DEFAULT_CELL_LIMIT, compile, evaluate};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -148,24 +147,6 @@ fn packet() -> impl Strategy<Value = Packet> {
     )
 }
 
-/// The comment under which a decision is counted.
-fn comment(why: &Why) -> String {
-    match why {
-        Why::Established => "accept established connections".to_owned(),
-        Why::Icmp => "accept icmp".to_owned(),
-        Why::Ingress { policy, protocol, .. } => {
-            format!("accept traffic for k8s network policy {policy} {protocol}")
-        }
-        Why::Egress { policy, protocol, .. } => format!("accept traffic for np {policy} {protocol}"),
-        Why::Service(name) => format!("accept traffic for k8s service {name}"),
-        Why::Drop(DropReason::Invalid) => "drop packets with invalid ct state".to_owned(),
-        Why::Drop(DropReason::Spoofed) => "drop spoofed packets".to_owned(),
-        Why::Drop(DropReason::UnsupportedProtocol) => "drop unsupported protocols".to_owned(),
-        Why::Drop(DropReason::Bgp) => "block bgp forward to machines".to_owned(),
-        Why::Drop(DropReason::Policy) => "count and log dropped packets".to_owned(),
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -185,7 +166,7 @@ proptest! {
                 .iter()
                 .rfind(|(chain, _)| chain != "accepted" && chain != "drop_log")
                 .and_then(|(chain, position)| compiled.ruleset.chains[chain].rules[*position].comment.clone());
-            prop_assert_eq!(Some(comment(&decision.why)), counted, "{} {:?}", &packet, &decision);
+            prop_assert_eq!(Some(decision.why.counter()), counted, "{} {:?}", &packet, &decision);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Names and comments within the kernel's limits.
+//! Names of objects within the kernel's limits.
 
 use std::net::IpAddr;
 
@@ -8,8 +8,6 @@ use sha2::{Digest, Sha256};
 
 use crate::ir::Family;
 
-/// NFTNL_UDATA_COMMENT_MAXLEN (libnftnl, include/libnftnl/udata.h): what `nft` accepts and shows.
-const COMMENT_MAX: usize = 128;
 /// NFT_NAME_MAXLEN is 256 with the NUL (linux/netfilter/nf_tables.h). Names of objects keep this much of it, so
 /// that every prefix and suffix of ours still fits.
 const OBJECT_NAME_MAX: usize = 190;
@@ -95,23 +93,6 @@ pub(super) fn digit(family: Family) -> char {
     }
 }
 
-/// `BEFORE NAME AFTER` within the limit of a comment; only the name is shortened.
-pub(super) fn comment(before: &str, name: &str, after: &str) -> String {
-    let room = COMMENT_MAX.saturating_sub(before.len() + after.len());
-    format!("{before}{}{after}", shortened_comment(name, room))
-}
-
-/// As [`shortened`], with all printable ASCII that needs no quoting in nft allowed.
-fn shortened_comment(text: &str, max: usize) -> String {
-    let printable = |c: char| (' '..='~').contains(&c) && c != '"' && c != '\\';
-    if text.len() <= max && text.chars().all(printable) {
-        return text.to_owned();
-    }
-    let plain: String = text.chars().map(|c| if printable(c) { c } else { '?' }).collect();
-    let digest: String = Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
-    format!("{}_{digest}", plain.chars().take(max.saturating_sub(17)).collect::<String>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,13 +105,6 @@ mod tests {
             names.iter().map(|name| policy_chain(Direction::Ingress, name, Protocol::Tcp)).collect();
         assert!(chains.iter().all(|chain| chain.len() < 240), "{chains:?}");
         assert_ne!(chains[0], chains[1]);
-        let comments: Vec<String> =
-            names.iter().map(|name| comment("accept traffic for np ", name, " tcp")).collect();
-        assert!(
-            comments.iter().all(|text| text.len() == COMMENT_MAX && text.ends_with(" tcp")),
-            "{comments:?}"
-        );
-        assert_ne!(comments[0], comments[1]);
     }
 
     #[test]
@@ -138,11 +112,5 @@ mod tests {
         let short = shortened(&"a".repeat(253), OBJECT_NAME_MAX);
         assert_eq!(short.len(), OBJECT_NAME_MAX);
         assert!(short.contains('_'), "a Kubernetes name never holds '_': {short}");
-    }
-
-    #[test]
-    fn quotes_and_control_characters_never_reach_a_comment() {
-        let text = comment("snat for ", "in\"; drop\n", "");
-        assert!(text.starts_with("snat for in?; drop?_"), "{text}");
     }
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use fw_policy::{Firewall, ObjectKind, Origin};
+use fw_policy::{Firewall, ObjectKind, Origin, comment};
 
 use super::base::{add_interface_map, chain, commented, goto, in_set, of_family, rule, source};
 use super::names;
@@ -69,7 +69,7 @@ fn add_network(ruleset: &mut Ruleset, network: &str, name: &str, addresses: &[Ip
         rules.push(from_cluster(family, &of_this));
         let spread = addresses.iter().enumerate().map(|(bucket, address)| {
             let target = format!("{name}-{}", names::address(*address));
-            let comment = names::comment("snat for ", network, "");
+            let comment = comment::around("snat for ", network, "");
             let snat = commented([Statement::Counter, Statement::Snat(*address)], &comment);
             let counted = Chain { hook: None, rules: vec![snat], origin: Some(origin("spec.egressRules")) };
             ruleset.chains.insert(target.clone(), counted);
@@ -107,7 +107,7 @@ fn add_masquerade(ruleset: &mut Ruleset, network: &str, name: &str) {
     let counted_name = format!("{name}-counted");
     let rules = Family::ALL.map(|family| from_cluster(family, &counted_name)).into();
     ruleset.chains.insert(name.to_owned(), chain(rules));
-    let comment = names::comment("snat (networkid: ", network, ")");
+    let comment = comment::around("snat (networkid: ", network, ")");
     let counted = commented([Statement::Counter, Statement::Masquerade], &comment);
     ruleset.chains.insert(counted_name, chain(vec![counted]));
 }

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fw_policy::{Origin, Peers, Policy, PolicySet, Ports, Protocol, Rule as PolicyRule};
+use fw_policy::{Origin, Peers, Policy, PolicySet, Ports, Protocol, Rule as PolicyRule, comment};
 use ipnet::IpNet;
 
 use super::names::{self, Direction};
@@ -81,11 +81,10 @@ fn add_counter_chains(ruleset: &mut Ruleset, direction: Direction, policy: &str,
         if ports::ranges(&rule.ports, protocol).is_empty() {
             continue;
         }
-        let before = match direction {
-            Direction::Ingress => "accept traffic for k8s network policy ",
-            Direction::Egress => "accept traffic for np ",
+        let comment = match direction {
+            Direction::Ingress => comment::ingress(policy, protocol),
+            Direction::Egress => comment::egress(policy, protocol),
         };
-        let comment = names::comment(before, policy, &format!(" {protocol}"));
         let body = vec![Statement::Counter, Statement::Verdict(Verdict::Accept)];
         let chain = Chain {
             hook: None,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fw_policy::{ObjectKind, Origin, PolicySet, Protocol, ServiceName, Sources};
+use fw_policy::{ObjectKind, Origin, PolicySet, Protocol, ServiceName, Sources, comment};
 use ipnet::IpNet;
 
 use super::names;
@@ -57,7 +57,7 @@ fn add_service(ruleset: &mut Ruleset, name: &ServiceName, sources: &Sources) -> 
         field: String::new(),
     };
     let accept = names::service_chain(name);
-    let comment = names::comment("accept traffic for k8s service ", &name.to_string(), "");
+    let comment = comment::service(name);
     let body = vec![Statement::Counter, Statement::Verdict(Verdict::Accept)];
     let rules = vec![Rule { body, comment: Some(comment) }];
     ruleset.chains.insert(accept.clone(), Chain { hook: None, rules, origin: Some(origin.clone()) });

@@ -139,6 +139,8 @@ fn write_rule(text: &mut String, peers: &str, rule: &Rule) -> Result<()> {
             lines.extend(names.iter().map(|selector| match selector {
                 FqdnSelector::Name(name) => format!("- matchName: \"{name}\""),
                 FqdnSelector::Pattern(pattern) => format!("- matchPattern: \"{pattern}\""),
+                // Single quotes keep backslashes as they are.
+                FqdnSelector::Regex(regex) => format!("- matchRegex: '{}'", regex.replace('\'', "''")),
             }));
         }
     }
