@@ -11,8 +11,8 @@ pub struct Question<'a> {
     pub kind: u16,
     /// QCLASS.
     pub class: u16,
-    /// Who asks.
-    pub client: SocketAddr,
+    /// Who asks; `None`: the background refresh ([`crate::Handle::lookup`]).
+    pub client: Option<SocketAddr>,
 }
 
 /// What becomes of a question.
@@ -39,12 +39,14 @@ pub enum Release {
 /// Decides what is asked and when an answer may leave.
 ///
 /// Both are called on the proxy's thread. `release` is awaited before the answer leaves, and bounded by the caller:
-/// past the deadline the client gets SERVFAIL.
+/// past the deadline the client gets SERVFAIL. A `release` that is ready when polled first costs no task and no timer.
 pub trait Decision: 'static {
     /// Called for each question before anybody is asked.
     fn ask(&self, question: &Question<'_>) -> Ask;
 
     /// Called with each message that is about to answer a client, from an upstream or from the cache: a whole DNS
-    /// message whose id and question are already checked. `age` is how many seconds it has been in the cache.
+    /// message whose question is checked, with the TTLs the upstream gave it. `age` is how many seconds it has been in
+    /// the cache since; the answer leaves with its TTLs lowered by that. Called once for all clients that wait for the
+    /// same answer.
     fn release(&self, message: &[u8], age: u32) -> impl Future<Output = Release>;
 }

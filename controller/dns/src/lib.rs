@@ -1,7 +1,24 @@
 //! The DNS proxy: sockets, upstreams, cache, and the decision that every answer waits for.
 //!
 //! Everything runs on one thread (a current-thread tokio runtime with a `LocalSet`), so that a question costs no lock.
+//!
+//! ```text
+//! client ─front─▶ Engine::ask ─┬─ cache ──────────────────────────────┐
+//!                              └─ flight ─upstream─▶ checked answer ──┴─▶ Decision::release ─▶ every client that waits
+//! ```
 
+pub mod config;
 pub mod decision;
+mod handle;
+pub mod health;
+pub mod metrics;
+mod proxy;
+mod sockets;
+#[expect(dead_code, reason = "the engine that reads messages comes with the next commit")]
+mod wire;
 
-pub use decision::{Ask, Decision, Release};
+pub use config::{Config, NoOriginal, OriginalDestination, Settings};
+pub use decision::{Ask, Decision, Question, Release};
+pub use handle::{Handle, HandleError};
+pub use metrics::Metrics;
+pub use proxy::Proxy;
