@@ -5,15 +5,15 @@ use fw_netlink::batch::Batch;
 use fw_netlink::message::{Ack, flag, subsystem};
 use fw_netlink::nft::{
     self, BaseChain, Chain as KernelChain, Counter, Element, INET, NamedCounter, Rule as KernelRule,
-    Set as KernelSet, Table as KernelTable, chunk_elements, encode_elements, message, udata,
+    Set as KernelSet, Table as KernelTable, UdpTimeout, chunk_elements, encode_elements, message, udata,
 };
 use fw_policy::Origin;
-use fw_ruleset::ir::{Chain, ChainKind, Hook, HookPoint, Key, Set, TABLE, Verdict};
+use fw_ruleset::ir::{Chain, ChainKind, CtTimeout, Hook, HookPoint, Key, Set, TABLE, Verdict};
 use fw_ruleset::{Op, Plan, Ruleset};
 
 use crate::error::{Error, Refusal};
 use crate::lower::{lower, rule_userdata};
-use crate::set::{definition, describe_key, elements};
+use crate::set::{check, definition, describe_key, elements};
 
 /// Our mark in the table's user data: type, and `fw` with the version of the layout. nft ignores types it does not know
 /// and does not write them back, so a table restored from text is not taken for ours.
@@ -74,8 +74,9 @@ pub(crate) fn base_chain(hook: &Hook) -> BaseChain {
         ChainKind::Filter => "filter",
         ChainKind::Nat => "nat",
     };
-    // NF_INET_LOCAL_IN, _FORWARD and _POST_ROUTING (include/uapi/linux/netfilter.h).
+    // NF_INET_PRE_ROUTING, _LOCAL_IN, _FORWARD and _POST_ROUTING (include/uapi/linux/netfilter.h).
     let point = match hook.point {
+        HookPoint::Prerouting => 0,
         HookPoint::Input => 1,
         HookPoint::Forward => 2,
         HookPoint::Postrouting => 4,
@@ -85,6 +86,16 @@ pub(crate) fn base_chain(hook: &Hook) -> BaseChain {
         hook: point,
         priority: hook.priority,
         policy: u32::from(!hook.policy_drop),
+    }
+}
+
+fn timeout_object(name: &str, timeout: CtTimeout) -> UdpTimeout {
+    UdpTimeout {
+        table: TABLE.to_owned(),
+        name: name.to_owned(),
+        family: None,
+        unreplied: timeout.seconds,
+        replied: timeout.seconds,
     }
 }
 
@@ -108,7 +119,12 @@ impl Transaction {
                 let object = NamedCounter { table: TABLE.to_owned(), name: name.clone(), counter };
                 self.push(index, message::NEW_OBJECT, create, |w| object.encode(w));
             }
+            Op::CreateTimeout(name, timeout) => {
+                let object = timeout_object(name, *timeout);
+                self.push(index, message::NEW_OBJECT, create, |w| object.encode(w));
+            }
             Op::CreateSet(name, set) => {
+                check(set).map_err(|source| Error::Lower { place: describe_op(op), source })?;
                 // Any number will do that is not 0 and not another set's in this transaction.
                 let id = u32::try_from(index).unwrap_or(u32::MAX).saturating_add(1);
                 let set = definition(name, set, id);
@@ -150,6 +166,9 @@ impl Transaction {
             Op::DeleteSet(name) => self.push(index, message::DEL_SET, 0, |w| KernelSet::name(w, TABLE, name)),
             Op::DeleteCounter(name) => {
                 self.push(index, message::DEL_OBJECT, 0, |w| NamedCounter::name(w, TABLE, name));
+            }
+            Op::DeleteTimeout(name) => {
+                self.push(index, message::DEL_OBJECT, 0, |w| UdpTimeout::name(w, TABLE, name));
             }
         }
         Ok(())
@@ -298,7 +317,12 @@ pub(crate) fn op_origin(op: &Op, target: Option<&str>, wanted: &Ruleset) -> Opti
         Op::CreateSet(name, created) => created.origin.clone().or_else(|| set(name)),
         Op::AppendRule(name, ..) | Op::FlushChain(name) | Op::DeleteChain(name) => chain(name),
         Op::AddElements(name, _) | Op::DeleteElements(name, _) | Op::DeleteSet(name) => set(name),
-        Op::DeleteTable | Op::CreateTable | Op::CreateCounter(..) | Op::DeleteCounter(_) => None,
+        Op::DeleteTable
+        | Op::CreateTable
+        | Op::CreateCounter(..)
+        | Op::DeleteCounter(_)
+        | Op::CreateTimeout(..)
+        | Op::DeleteTimeout(_) => None,
     })
 }
 
@@ -307,6 +331,7 @@ pub(crate) fn describe_op(op: &Op) -> String {
         Op::DeleteTable => format!("the deletion of table inet {TABLE}"),
         Op::CreateTable => format!("table inet {TABLE}"),
         Op::CreateCounter(name, _) => format!("counter {name}"),
+        Op::CreateTimeout(name, _) => format!("conntrack timeout policy {name}"),
         Op::CreateSet(name, set) => format!("{} {name}", if set.map { "map" } else { "set" }),
         Op::CreateChain(name, _) => format!("chain {name}"),
         Op::FlushChain(name) => format!("the flush of chain {name}"),
@@ -316,6 +341,7 @@ pub(crate) fn describe_op(op: &Op) -> String {
         Op::DeleteChain(name) => format!("the deletion of chain {name}"),
         Op::DeleteSet(name) => format!("the deletion of set {name}"),
         Op::DeleteCounter(name) => format!("the deletion of counter {name}"),
+        Op::DeleteTimeout(name) => format!("the deletion of conntrack timeout policy {name}"),
     }
 }
 

@@ -54,6 +54,12 @@ pub enum Error {
     /// The answer to a transaction was lost: it may or may not have been applied. Read again.
     #[error("the kernel's answer to a transaction was lost; the table has to be read again")]
     Uncertain(#[source] SocketError),
+    /// A set holds as many elements as it may (ENFILE); nothing was applied.
+    #[error("set {set} of table inet firewall is full")]
+    Full {
+        /// Its name.
+        set: String,
+    },
     /// The ruleset kept changing while it was read.
     #[error("the ruleset changed {0} times in a row while it was read")]
     Unsteady(u32),
@@ -78,6 +84,7 @@ pub(crate) mod libc_errno {
     pub(crate) const EBUSY: i32 = 16;
     pub(crate) const EEXIST: i32 = 17;
     pub(crate) const EINVAL: i32 = 22;
+    pub(crate) const ENFILE: i32 = 23;
     pub(crate) const EMLINK: i32 = 31;
     pub(crate) const ERANGE: i32 = 34;
     pub(crate) const ERESTART: i32 = 85;

@@ -3,6 +3,7 @@
 //! Clones share one state, so that a test keeps a hand on what it gave away. A property test holds it against the
 //! real kernel: the same plans succeed, fail with the same errno at the same step, and leave the same ruleset.
 
+mod learned;
 mod state;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -12,7 +13,7 @@ use fw_ruleset::{Count, Counts, Plan, Ruleset};
 
 use crate::encode::{describe_op, op_origin};
 use crate::error::{Error, Refusal};
-use crate::kernel::{Foreign, Kernel, Receipt, Table};
+use crate::kernel::{ElementChange, Foreign, Kernel, Receipt, Table, TimedElement};
 use state::{Contents, Failure};
 
 /// Something that goes wrong at the next commit or check.
@@ -53,7 +54,11 @@ struct State {
     /// Generation of the last change by others.
     touched: u32,
     faults: VecDeque<Fault>,
+    /// What goes wrong at the next updates of elements.
+    update_faults: VecDeque<Fault>,
     commits: Vec<Plan>,
+    /// Milliseconds since the fake was made: it has no clock but [`FakeKernel::advance`].
+    now_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -88,6 +93,17 @@ impl FakeKernel {
     /// Makes the next commit or check fail; faults queue up.
     pub fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
+    }
+
+    /// Makes the next update of elements fail; faults queue up. [`Fault::Refuse`] counts changes as steps.
+    pub fn inject_update(&self, fault: Fault) {
+        self.lock().update_faults.push_back(fault);
+    }
+
+    /// Lets time pass: elements expire.
+    pub fn advance(&self, milliseconds: u64) {
+        let mut state = self.lock();
+        state.now_ms = state.now_ms.saturating_add(milliseconds);
     }
 
     /// What the table holds; `None` without one of ours.
@@ -181,6 +197,23 @@ impl State {
             self.commits.push(plan.clone());
         }
         self.known = self.generation;
+        Ok(())
+    }
+
+    fn update(&mut self, changes: &[ElementChange]) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let Inside::Ours(contents) = &mut self.table else {
+            return Err(match self.table {
+                Inside::Taken(port) => Error::Taken { port },
+                _ => Error::Stale,
+            });
+        };
+        let Contents { ruleset, learned, .. } = contents;
+        learned.update(ruleset, changes, self.now_ms)?;
+        // A commit of our own, as the real kernel's are.
+        self.generation += 1;
         Ok(())
     }
 
@@ -282,5 +315,33 @@ impl Kernel for FakeKernel {
 
     fn generation(&mut self) -> Result<u32, Error> {
         Ok(self.lock().generation)
+    }
+
+    fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), Error> {
+        let mut state = self.lock();
+        match state.update_faults.pop_front() {
+            None => state.update(changes),
+            Some(Fault::Stale) => Err(Error::Stale),
+            Some(Fault::Busy) => Err(Error::Busy(1)),
+            Some(Fault::Whole(errno)) => Err(Error::Whole { errno }),
+            Some(Fault::Refuse { op, errno }) => {
+                let op = op.min(changes.len().saturating_sub(1));
+                Err(learned::refuse(changes, op, errno))
+            }
+            Some(Fault::Uncertain { applied }) => {
+                if applied {
+                    state.update(changes)?;
+                }
+                Err(Error::Uncertain(fw_netlink::socket::SocketError::Lost))
+            }
+        }
+    }
+
+    fn timed_elements(&mut self, set: &str) -> Result<Vec<TimedElement>, Error> {
+        let state = self.lock();
+        match &state.table {
+            Inside::Ours(contents) => contents.learned.list(&contents.ruleset, set, state.now_ms),
+            _ => Err(Error::Stale),
+        }
     }
 }

@@ -21,7 +21,7 @@ mod set;
 
 pub use encode::{MARK, Position, Transaction, encode_plan};
 pub use error::{Error, Refusal};
-pub use kernel::{Foreign, Kernel, Receipt, Step, Table};
+pub use kernel::{ElementChange, Foreign, Kernel, Receipt, Step, Table, TimedElement};
 pub use lower::{LowerError, lower};
 pub use monitor::{Drift, Monitor};
 pub use netlink::NetlinkKernel;

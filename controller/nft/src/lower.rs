@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use fw_netlink::nft::{
-    Bitwise, Cmp, CmpOp, Counter, Ct, Dynset, Expr, Hash, LimitUnit, Log, LogTarget, Lookup, Masquerade,
-    Meta, NamedCounter, Nat, Payload, Register, register_at, udata,
+    Bitwise, Byteorder, Cmp, CmpOp, Counter, Ct, Dynset, Expr, Hash, LimitUnit, Log, LogTarget, Lookup,
+    Masquerade, Meta, NamedCounter, Nat, Payload, Redirect, Register, UdpTimeout, register_at, udata,
 };
 use fw_policy::ConntrackState;
 use fw_ruleset::Count;
@@ -41,6 +41,9 @@ pub enum LowerError {
     /// A key does not have the fields of its set.
     #[error("key {0} does not fit its set")]
     Key(String),
+    /// A kind of set that cannot have keys of these fields.
+    #[error("a set of this kind cannot have keys of type {0}")]
+    KeyType(String),
 }
 
 /// Data registers hold 64 bytes.
@@ -55,7 +58,8 @@ pub fn lower(rule: &Rule, count: Count) -> Result<Vec<Expr>, LowerError> {
     {
         return Err(LowerError::Comment(comment.len()));
     }
-    let mut lowering = Lowering { exprs: Vec::with_capacity(8), family: None, protocol: None, count };
+    let mut lowering =
+        Lowering { exprs: Vec::with_capacity(8), family: None, protocol: None, count, network_order: false };
     for statement in &rule.body {
         lowering.statement(statement)?;
     }
@@ -90,6 +94,15 @@ pub(crate) fn value_bytes(value: &Value) -> Vec<u8> {
             bytes.resize(16, 0);
             bytes
         }
+        Value::Mark(mark) => mark.to_ne_bytes().to_vec(),
+    }
+}
+
+/// Bytes of a value where the kernel compares for more and less: marks too have their highest byte first.
+pub(crate) fn ordered_bytes(value: &Value) -> Vec<u8> {
+    match value {
+        Value::Mark(mark) => mark.to_be_bytes().to_vec(),
+        value => value_bytes(value),
     }
 }
 
@@ -99,6 +112,8 @@ struct Lowering {
     family: Option<Family>,
     protocol: Option<u8>,
     count: Count,
+    /// True while marks are loaded with their highest byte first.
+    network_order: bool,
 }
 
 impl Lowering {
@@ -142,8 +157,31 @@ impl Lowering {
             Statement::Log { prefix, target } => self.exprs.push(log(prefix, target)?),
             Statement::Snat(address) => self.snat(*address),
             Statement::Masquerade => self.exprs.push(Expr::Masquerade(Masquerade::default())),
+            Statement::Redirect(port) => {
+                let register = register_at(0);
+                self.exprs.push(Expr::Immediate { dreg: register, data: port.to_be_bytes().to_vec() });
+                self.exprs.push(Expr::Redirect(Redirect { port: Some((register, register)), flags: 0 }));
+            }
+            Statement::SetMarkByMap { key, map } => self.set_mark(key, map)?,
+            Statement::CtTimeout(name) => {
+                self.exprs.push(Expr::ObjRef { kind: UdpTimeout::KIND, name: name.clone() });
+            }
             Statement::Verdict(v) => self.exprs.push(Expr::Verdict(verdict(v))),
         }
+        Ok(())
+    }
+
+    /// A concatenated key is one of boxes ([`crate::set::check`] sees to it), in which marks are compared for more
+    /// and less.
+    fn set_mark(&mut self, key: &[Selector], map: &str) -> Result<(), LowerError> {
+        let register = register_at(0);
+        self.network_order = key.len() > 1;
+        let loaded = self.load_key(key, 0);
+        self.network_order = false;
+        loaded?;
+        let lookup = Lookup { set: map.to_owned(), sreg: register, dreg: Some(register), inverted: false };
+        self.exprs.push(Expr::Lookup(lookup));
+        self.exprs.push(Expr::Meta(Meta { key: Meta::MARK, load: false, register }));
         Ok(())
     }
 
@@ -172,8 +210,12 @@ impl Lowering {
         };
         values.iter().try_for_each(|value| fits(selector, value))?;
         let sreg = register_at(0);
-        self.load(selector, sreg)?;
+        self.network_order = matches!(test, Test::Range(..));
+        let loaded = self.load(selector, sreg);
+        self.network_order = false;
+        loaded?;
         let cmp = |op, value| Expr::Cmp(Cmp { sreg, op, data: value_bytes(value) });
+        let bound = |op, value| Expr::Cmp(Cmp { sreg, op, data: ordered_bytes(value) });
         let lookup =
             |set: &String, inverted| Expr::Lookup(Lookup { set: set.clone(), sreg, dreg: None, inverted });
         match test {
@@ -183,7 +225,7 @@ impl Lowering {
             }
             Test::NotEqual(value) => self.exprs.push(cmp(CmpOp::Neq, value)),
             Test::Range(first, last) => {
-                self.exprs.extend([cmp(CmpOp::Gte, first), cmp(CmpOp::Lte, last)]);
+                self.exprs.extend([bound(CmpOp::Gte, first), bound(CmpOp::Lte, last)]);
             }
             Test::InSet(set) => self.exprs.push(lookup(set, false)),
             Test::NotInSet(set) => self.exprs.push(lookup(set, true)),
@@ -219,7 +261,10 @@ impl Lowering {
     /// What must hold before a selector may be read.
     fn depend(&mut self, selector: &Selector) -> Result<(), LowerError> {
         match selector {
-            Selector::InputInterface | Selector::OutputInterface | Selector::L4Protocol => Ok(()),
+            Selector::InputInterface
+            | Selector::OutputInterface
+            | Selector::L4Protocol
+            | Selector::Mark(_) => Ok(()),
             Selector::Address { family, .. } => self.require_family(*family),
             Selector::Port { protocol: None, .. } => Ok(()),
             Selector::Port { protocol: Some(protocol), .. } => self.require_protocol(protocol.number()),
@@ -261,6 +306,7 @@ impl Lowering {
             Selector::InputInterface => Expr::Meta(Meta::load(Meta::IIFNAME, dreg)),
             Selector::OutputInterface => Expr::Meta(Meta::load(Meta::OIFNAME, dreg)),
             Selector::L4Protocol => Expr::Meta(Meta::load(Meta::L4PROTO, dreg)),
+            Selector::Mark(_) => Expr::Meta(Meta::load(Meta::MARK, dreg)),
             // Offsets of saddr and daddr in struct iphdr and struct ipv6hdr.
             Selector::Address { side, family, .. } => payload(
                 Payload::NETWORK,
@@ -283,6 +329,14 @@ impl Lowering {
             }
             if *prefix < family.bits() {
                 self.exprs.push(Expr::Bitwise(Bitwise::and(dreg, mask(*family, *prefix))));
+            }
+        }
+        if let Selector::Mark(mask) = selector {
+            if *mask != u32::MAX {
+                self.exprs.push(Expr::Bitwise(Bitwise::and(dreg, mask.to_ne_bytes())));
+            }
+            if self.network_order {
+                self.exprs.push(Expr::Byteorder(Byteorder::to_network(dreg, 4)));
             }
         }
         Ok(())
@@ -331,6 +385,7 @@ fn width(selector: &Selector) -> u32 {
         Selector::L4Protocol | Selector::IcmpType(_) => 1,
         Selector::Address { family, .. } => u32::from(family.bits() / 8),
         Selector::Port { .. } => 2,
+        Selector::Mark(_) => 4,
     }
 }
 
@@ -353,6 +408,7 @@ fn fits(selector: &Selector, value: &Value) -> Result<(), LowerError> {
             | (Selector::Address { family: Family::V6, .. }, Value::Ipv6(_))
             | (Selector::Port { .. }, Value::Port(_))
             | (Selector::IcmpType(_), Value::IcmpType(_))
+            | (Selector::Mark(_), Value::Mark(_))
     );
     if right {
         return Ok(());

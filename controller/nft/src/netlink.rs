@@ -1,5 +1,7 @@
 //! The real kernel.
 
+mod elements;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -8,17 +10,17 @@ use fw_netlink::attr::DecodeError;
 use fw_netlink::batch::{Batch, Encoded, Finish};
 use fw_netlink::message::{Ack, Head, Message, flag, subsystem};
 use fw_netlink::nft::{
-    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable,
+    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable, UdpTimeout,
     decode_elements, elements_request, message, table_flag, udata,
 };
 use fw_netlink::socket::{Outcome, Socket, SocketError};
-use fw_ruleset::ir::TABLE;
+use fw_ruleset::ir::{CtTimeout, TABLE};
 use fw_ruleset::{Count, Counts, Plan, Ruleset};
 
 use crate::encode::{MARK, Position, Transaction, encode_plan, sequence_numbers, table_userdata};
 use crate::error::Error;
 use crate::error::libc_errno::{EPERM, ERESTART};
-use crate::kernel::{Foreign, Kernel, Receipt, Step, Table};
+use crate::kernel::{ElementChange, Foreign, Kernel, Receipt, Step, Table, TimedElement};
 use crate::monitor::Monitor;
 use crate::observe::{Observed, ObservedChain, ObservedRule, ObservedSet, add};
 use crate::probe::{Features, ProbeError};
@@ -40,6 +42,8 @@ pub struct NetlinkKernel {
     known: Option<u32>,
     /// Handle of the table that was read last, ours or not.
     handle: Option<u64>,
+    /// True when somebody else was seen to have touched the table since it was known.
+    drifted: bool,
     /// Only where others can change our table: tells whether a foreign commit touched it.
     monitor: Option<Monitor>,
     hook: Box<dyn FnMut(Step) + Send>,
@@ -65,8 +69,13 @@ impl NetlinkKernel {
 
     /// As [`Self::open`], but as if the kernel lacked tables with owners (before 6.9): for tests of drift repair.
     pub fn open_without_owner() -> Result<Self, Error> {
+        Self::open_as(|features| features.owner_persist = false)
+    }
+
+    /// As [`Self::open`], but as if the kernel were an older one: for tests of what replaces its features.
+    pub fn open_as(older: impl FnOnce(&mut Features)) -> Result<Self, Error> {
         let mut kernel = Self::open()?;
-        kernel.features.owner_persist = false;
+        older(&mut kernel.features);
         Self::with_features(kernel.socket, kernel.features)
     }
 
@@ -78,6 +87,7 @@ impl NetlinkKernel {
             owned: false,
             known: None,
             handle: None,
+            drifted: false,
             monitor,
             hook: Box::new(|_| {}),
         })
@@ -233,7 +243,7 @@ impl NetlinkKernel {
             },
         )?;
         for (name, set) in &mut observed.sets {
-            if set.definition.flags & Set::EVAL != 0 {
+            if ObservedSet::has_own_life(&set.definition) {
                 continue;
             }
             self.dump(
@@ -247,6 +257,7 @@ impl NetlinkKernel {
             )?;
         }
         observed.counters = self.named_counters()?;
+        observed.timeouts = self.timeout_policies()?;
         // Nobody else can have changed a table that is ours; else the parts must be of one generation.
         if self.owned || self.get_generation()? == generation {
             Ok(observed)
@@ -271,6 +282,26 @@ impl NetlinkKernel {
             },
         )?;
         Ok(counters)
+    }
+
+    fn timeout_policies(&mut self) -> Result<BTreeMap<String, CtTimeout>, SocketError> {
+        let mut policies = BTreeMap::new();
+        self.dump(
+            message::GET_OBJECT,
+            |w| UdpTimeout::select(w, TABLE),
+            |answer| {
+                if let Some(object) = UdpTimeout::decode(answer.attrs())?
+                    && object.table == TABLE
+                {
+                    // One that is not of our making equals none that we would want.
+                    let same = object.unreplied == object.replied && object.family == Some(u16::from(INET));
+                    let seconds = if same { object.replied } else { 0 };
+                    policies.insert(object.name, CtTimeout { seconds });
+                }
+                Ok(())
+            },
+        )?;
+        Ok(policies)
     }
 
     fn tallies(&mut self, mut take: impl FnMut(RuleTally)) -> Result<(), SocketError> {
@@ -318,6 +349,16 @@ impl NetlinkKernel {
 
     /// The generation to guard the next attempt with; `Stale` when our table was touched since it was known.
     fn guard(&mut self) -> Result<u32, Error> {
+        let generation = self.follow()?;
+        if std::mem::take(&mut self.drifted) {
+            self.known = None;
+            return Err(Error::Stale);
+        }
+        Ok(generation)
+    }
+
+    /// The generation now; remembers whether others touched our table on the way to it.
+    fn follow(&mut self) -> Result<u32, Error> {
         let generation = self.get_generation()?;
         let Some(known) = self.known.replace(generation) else { return Ok(generation) };
         if known == generation || self.owned {
@@ -328,10 +369,7 @@ impl NetlinkKernel {
             // Nothing of ours is there yet; what a foreign table holds does not matter, it is replaced.
             None => self.find_table()?.and_then(|table| table.handle) != self.handle,
         };
-        if touched {
-            self.known = None;
-            return Err(Error::Stale);
-        }
+        self.drifted |= touched;
         Ok(generation)
     }
 
@@ -418,6 +456,7 @@ impl Kernel for NetlinkKernel {
             monitor.clear()?;
         }
         self.owned = false;
+        self.drifted = false;
         self.known = Some(self.get_generation()?);
         let found = self.steady(Self::find_table)?;
         self.handle = found.as_ref().and_then(|table| table.handle);
@@ -464,6 +503,14 @@ impl Kernel for NetlinkKernel {
 
     fn generation(&mut self) -> Result<u32, Error> {
         Ok(self.get_generation()?)
+    }
+
+    fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), Error> {
+        self.change_elements(changes)
+    }
+
+    fn timed_elements(&mut self, set: &str) -> Result<Vec<TimedElement>, Error> {
+        self.list_elements(set)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use fw_netlink::nft::{BaseChain, Counter, Element, Expr, Quota, Set as KernelSet};
-use fw_ruleset::ir::{Chain, ChainKind, Hook, HookPoint, NamedCounter, Rule};
+use fw_ruleset::ir::{Chain, ChainKind, CtTimeout, Hook, HookPoint, NamedCounter, Rule};
 use fw_ruleset::{Count, Counts, Ruleset};
 
 use crate::encode::base_chain;
@@ -23,6 +23,8 @@ pub struct Observed {
     pub sets: BTreeMap<String, ObservedSet>,
     /// Named counters.
     pub counters: BTreeMap<String, Count>,
+    /// Conntrack timeout policies.
+    pub timeouts: BTreeMap<String, CtTimeout>,
 }
 
 /// A chain as it was read.
@@ -50,8 +52,15 @@ pub struct ObservedRule {
 pub struct ObservedSet {
     /// Its definition.
     pub definition: KernelSet,
-    /// Its elements; not read for dynamic sets.
+    /// Its elements; not read where they come and go by themselves.
     pub elements: Vec<Element>,
+}
+
+impl ObservedSet {
+    /// True when elements come and go by rules, by user space outside of plans, or by time.
+    pub(crate) fn has_own_life(definition: &KernelSet) -> bool {
+        definition.flags & (KernelSet::EVAL | KernelSet::TIMEOUT | KernelSet::CONCAT) != 0
+    }
 }
 
 impl ObservedRule {
@@ -123,6 +132,7 @@ pub fn recognise(observed: &Observed, wanted: &Ruleset) -> Ruleset {
     });
     Ruleset {
         counters: observed.counters.keys().map(|name| (name.clone(), NamedCounter {})).collect(),
+        timeouts: observed.timeouts.clone(),
         sets: sets.collect(),
         chains: chains.collect(),
     }
@@ -153,6 +163,7 @@ fn raise_hook(base: &BaseChain) -> Option<Hook> {
             _ => return None,
         },
         point: match base.hook {
+            0 => HookPoint::Prerouting,
             1 => HookPoint::Input,
             2 => HookPoint::Forward,
             4 => HookPoint::Postrouting,

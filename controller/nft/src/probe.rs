@@ -3,8 +3,8 @@
 use fw_netlink::batch::{Batch, Finish};
 use fw_netlink::message::{flag, subsystem};
 use fw_netlink::nft::{
-    Chain, Element, Expr, Fib, Hash, INET, Log, LogTarget, Meta, Rule, Set, Table, Tproxy, encode_elements,
-    message, register_at, table_flag,
+    Chain, Element, Expr, Fib, Hash, INET, Log, LogTarget, Meta, Redirect, Rule, Set, Table, Tproxy,
+    UdpTimeout, encode_elements, message, register_at, table_flag,
 };
 use fw_netlink::socket::{Outcome, Socket, SocketError};
 
@@ -32,6 +32,12 @@ pub struct Features {
     pub batch_end_ack: bool,
     /// The time left of an element can be set anew.
     pub expiration_update: bool,
+    /// Elements can be deleted whether they are there or not.
+    pub destroy: bool,
+    /// Conntrack timeout policies (NF_CONNTRACK_TIMEOUT).
+    pub ct_timeout: bool,
+    /// Redirection to this machine (NFT_REDIR).
+    pub redirect: bool,
     /// Hashes in rules (NFT_HASH).
     pub hash: bool,
     /// NFLOG from rules (NFT_LOG).
@@ -58,7 +64,25 @@ impl Features {
                 "nftables element expiration update",
                 self.expiration_update,
                 "6.12",
-                "elements are renewed by add, delete and add in one transaction",
+                "elements are renewed by delete and add in one transaction",
+            ),
+            feature(
+                "nftables destroy",
+                self.destroy,
+                "6.3",
+                "elements are deleted, and what has expired meanwhile is noticed and tried again",
+            ),
+            feature(
+                "conntrack timeout policies",
+                self.ct_timeout,
+                "4.19 (CONFIG_NF_CONNTRACK_TIMEOUT)",
+                "DNS cannot be redirected to the proxy",
+            ),
+            feature(
+                "nftables redirect",
+                self.redirect,
+                "3.19 (CONFIG_NFT_REDIR)",
+                "DNS cannot be redirected to the proxy",
             ),
             feature(
                 "nftables hash",
@@ -95,6 +119,9 @@ impl Features {
             fib: expr(vec![fib], FORWARD)?,
             tproxy: expr(vec![port, tproxy], PREROUTING)?,
             expiration_update: Probe::new(socket, 0).late_expiration().run()? == ERANGE,
+            destroy: Probe::new(socket, 0).destroy().run()? == 0,
+            ct_timeout: Probe::new(socket, 0).ct_timeout().run()? == 0,
+            redirect: Probe::new(socket, 0).redirect().run()? == 0,
             batch_end_ack: socket.empty_transaction(subsystem::NFTABLES)?,
         })
     }
@@ -131,8 +158,12 @@ impl<'a> Probe<'a> {
         Self { socket, batch }
     }
 
-    fn rule(mut self, exprs: Vec<Expr>, hook: u32) -> Self {
-        let base = fw_netlink::nft::BaseChain { kind: "filter".to_owned(), hook, priority: 0, policy: 1 };
+    fn rule(self, exprs: Vec<Expr>, hook: u32) -> Self {
+        self.rule_in("filter", exprs, hook)
+    }
+
+    fn rule_in(mut self, kind: &str, exprs: Vec<Expr>, hook: u32) -> Self {
+        let base = fw_netlink::nft::BaseChain { kind: kind.to_owned(), hook, priority: 0, policy: 1 };
         let chain = Chain {
             table: TABLE.to_owned(),
             name: "probe".to_owned(),
@@ -145,8 +176,45 @@ impl<'a> Probe<'a> {
         self
     }
 
+    fn redirect(self) -> Self {
+        let dreg = register_at(0);
+        let port = Expr::Immediate { dreg, data: vec![0, 53] };
+        let redirect = Expr::Redirect(Redirect { port: Some((dreg, dreg)), flags: 0 });
+        self.rule_in("nat", vec![port, redirect], PREROUTING)
+    }
+
+    fn ct_timeout(mut self) -> Self {
+        let policy = UdpTimeout {
+            table: TABLE.to_owned(),
+            name: "probe".to_owned(),
+            family: None,
+            unreplied: 3,
+            replied: 3,
+        };
+        self.batch.push(message::NEW_OBJECT, flag::CREATE, INET, |w| policy.encode(w));
+        self
+    }
+
+    /// Destroys an element that is not there.
+    fn destroy(mut self) -> Self {
+        let element = self.timed_set();
+        self.batch.push(message::DESTROY_ELEMENTS, 0, INET, |w| {
+            encode_elements(w, TABLE, "probe", &[element]);
+        });
+        self
+    }
+
     /// An element that is to live longer than its timeout: kernels that read the time left refuse it (ERANGE).
     fn late_expiration(mut self) -> Self {
+        let element = Element { timeout_ms: Some(1000), expiration_ms: Some(2000), ..self.timed_set() };
+        self.batch.push(message::NEW_ELEMENTS, flag::CREATE, INET, |w| {
+            encode_elements(w, TABLE, "probe", &[element]);
+        });
+        self
+    }
+
+    /// Makes a set whose elements expire, and gives one of its keys.
+    fn timed_set(&mut self) -> Element {
         let set = Set {
             table: TABLE.to_owned(),
             name: "probe".to_owned(),
@@ -156,17 +224,8 @@ impl<'a> Probe<'a> {
             id: 1,
             ..Set::default()
         };
-        let element = Element {
-            key: Some(vec![192, 0, 2, 1]),
-            timeout_ms: Some(1000),
-            expiration_ms: Some(2000),
-            ..Element::default()
-        };
         self.batch.push(message::NEW_SET, flag::CREATE, INET, |w| set.encode(w));
-        self.batch.push(message::NEW_ELEMENTS, flag::CREATE, INET, |w| {
-            encode_elements(w, TABLE, "probe", &[element]);
-        });
-        self
+        Element { key: Some(vec![192, 0, 2, 1]), ..Element::default() }
     }
 
     /// 0 or the errno of the first refused message.

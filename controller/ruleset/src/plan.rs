@@ -174,7 +174,9 @@ impl Steps {
     }
 
     fn timeouts(&mut self, current: &Ruleset, wanted: &Ruleset) {
-        for (name, timeout) in wanted.timeouts.iter().filter(|(name, _)| !current.timeouts.contains_key(*name)) {
+        for (name, timeout) in
+            wanted.timeouts.iter().filter(|(name, _)| !current.timeouts.contains_key(*name))
+        {
             self.create.push(Op::CreateTimeout(name.clone(), *timeout));
         }
         for name in current.timeouts.keys().filter(|name| !wanted.timeouts.contains_key(*name)) {

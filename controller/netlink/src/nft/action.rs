@@ -205,6 +205,7 @@ fn decode_span(f: &mut Fields<'_>, kind: u16) -> Result<Option<Span>, DecodeErro
 
 /// NF_NAT_RANGE_MAP_IPS and _PROTO_SPECIFIED: the kernel sets them from what is given and dumps them.
 const IMPLIED_NAT_FLAGS: u32 = 0x3;
+const PROTO_SPECIFIED: u32 = 0x2;
 
 fn encode_nat_flags(w: &mut Writer<'_>, kind: u16, flags: u32) {
     if flags & !IMPLIED_NAT_FLAGS != 0 {
@@ -288,7 +289,12 @@ pub struct Redirect {
 impl Redirect {
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
         encode_span(w, 1, self.port);
-        encode_nat_flags(w, 3, self.flags);
+        // As nft: this expression's eval takes the flag only from here in older kernels.
+        let implied = if self.port.is_some() { PROTO_SPECIFIED } else { 0 };
+        let flags = (self.flags & !IMPLIED_NAT_FLAGS) | implied;
+        if flags != 0 {
+            w.be32(3, flags);
+        }
     }
 
     pub(super) fn decode(f: &mut Fields<'_>) -> Result<Self, DecodeError> {

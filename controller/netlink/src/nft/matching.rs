@@ -294,6 +294,11 @@ pub struct Byteorder {
 }
 
 impl Byteorder {
+    /// Turns one number of `len` bytes in `register` from host to network order.
+    pub fn to_network(register: Register, len: u32) -> Self {
+        Self { sreg: register, dreg: register, op: 1, len, size: len }
+    }
+
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
         w.be32(1, self.sreg);
         w.be32(2, self.dreg);

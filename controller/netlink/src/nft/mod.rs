@@ -27,7 +27,7 @@ pub use element::{
 };
 pub use expr::Expr;
 pub use matching::{Bitwise, Byteorder, Cmp, CmpOp, Ct, Fib, Hash, Lookup, Meta, Numgen, Payload, Range};
-pub use object::NamedCounter;
+pub use object::{NamedCounter, UdpTimeout};
 pub use rule::{Rule, RuleTally};
 pub use set::{Set, SetData};
 pub use table::{Generation, Table, table_flag};
@@ -79,4 +79,6 @@ pub mod message {
     pub const GET_OBJECT: u8 = 19;
     /// Delete an object.
     pub const DEL_OBJECT: u8 = 20;
+    /// Delete those elements that are there (Linux 6.3).
+    pub const DESTROY_ELEMENTS: u8 = 30;
 }

@@ -201,7 +201,8 @@ fn theirs(expr: &Expr) -> Theirs {
         }
         Expr::Redirect(e) => new()
             .span(sys::NFTNL_EXPR_REDIR_REG_PROTO_MIN, e.port)
-            .flags(sys::NFTNL_EXPR_REDIR_FLAGS, e.flags),
+            // NF_NAT_RANGE_PROTO_SPECIFIED, as nft sends it.
+            .flags(sys::NFTNL_EXPR_REDIR_FLAGS, e.flags | if e.port.is_some() { 2 } else { 0 }),
         Expr::Tproxy(e) => new()
             .u32(sys::NFTNL_EXPR_TPROXY_FAMILY, e.family)
             .some(sys::NFTNL_EXPR_TPROXY_REG_ADDR, e.address)

@@ -11,9 +11,10 @@ use fw_ruleset::{Count, Counts, Op, Ruleset};
 use crate::encode::base_chain;
 use crate::error::Error;
 use crate::error::libc_errno::{EBUSY, EEXIST, EINVAL, EMLINK, ENOENT, EOPNOTSUPP};
+use crate::fake::learned::Learned;
 use crate::lower::lower;
 use crate::observe::{Observed, ObservedChain, ObservedRule, ObservedSet, add};
-use crate::set::{definition, describe_key, elements};
+use crate::set::{check, definition, describe_key, elements, learned};
 
 /// NFT_JUMP_STACK_SIZE: a chain 16 jumps below a base chain is one too deep (nft_chain_validate).
 const JUMPS: usize = 16;
@@ -51,6 +52,8 @@ impl Failure {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contents {
     pub(super) ruleset: Ruleset,
+    /// What user space put into sets outside of plans.
+    pub(super) learned: Learned,
     named: BTreeMap<String, Count>,
     rules: BTreeMap<String, Vec<Count>>,
 }
@@ -65,7 +68,9 @@ impl Contents {
                 self.named.insert(name.clone(), *start);
                 Ok(())
             }
+            Op::CreateTimeout(name, timeout) => create(&mut self.ruleset.timeouts, name, *timeout),
             Op::CreateSet(name, set) => {
+                check(set).map_err(|error| Failure::at(EINVAL, error.to_string()))?;
                 let empty = Set { elements: BTreeMap::new(), ..set.clone() };
                 create(&mut self.ruleset.sets, name, empty)
             }
@@ -95,6 +100,7 @@ impl Contents {
                 let used = |statement: &Statement| set_name(statement).is_some_and(|(used, _)| used == name);
                 self.delete_unused(used)?;
                 self.ruleset.sets.remove(name);
+                self.learned.forget(name);
                 Ok(())
             }
             Op::DeleteCounter(name) => {
@@ -106,6 +112,16 @@ impl Contents {
                 )?;
                 self.ruleset.counters.remove(name);
                 self.named.remove(name);
+                Ok(())
+            }
+            Op::DeleteTimeout(name) => {
+                if !self.ruleset.timeouts.contains_key(name) {
+                    return Err(Failure::new(ENOENT));
+                }
+                self.delete_unused(
+                    |statement| matches!(statement, Statement::CtTimeout(used) if used == name),
+                )?;
+                self.ruleset.timeouts.remove(name);
                 Ok(())
             }
         }
@@ -153,7 +169,8 @@ impl Contents {
             };
             let dynamic = matches!(set.kind, SetKind::Dynamic { .. });
             let fits = match use_ {
-                Use::Map => set.map,
+                Use::Map => set.map && !learned(set),
+                Use::Marks => set.map && learned(set),
                 // A map is also a set of its keys.
                 Use::Set => true,
                 Use::Update => dynamic,
@@ -162,6 +179,9 @@ impl Contents {
         }
         match statement {
             Statement::NamedCounter(name) if !self.ruleset.counters.contains_key(name) => {
+                Err(Failure::at(ENOENT, "expression objref".to_owned()))
+            }
+            Statement::CtTimeout(name) if !self.ruleset.timeouts.contains_key(name) => {
                 Err(Failure::at(ENOENT, "expression objref".to_owned()))
             }
             Statement::Verdict(verdict) => self.leads(verdict),
@@ -191,8 +211,10 @@ impl Contents {
             let kind_fits = match key {
                 Key::Exact(values) => set.kind != SetKind::Interval && values.len() == set.key.len(),
                 Key::Range(first, last) => set.kind == SetKind::Interval && first <= last,
+                Key::Box(..) => false,
             };
-            if !kind_fits || set.map != verdict.is_some() {
+            // No plan puts elements into sets that user space fills.
+            if !kind_fits || learned(set) || set.map != verdict.is_some() {
                 return Err(at(Failure::new(EINVAL)));
             }
             if let Some(verdict) = verdict {
@@ -233,9 +255,9 @@ impl Contents {
         let mut depths: BTreeMap<&str, usize> = BTreeMap::new();
         for (name, chain) in &self.ruleset.chains {
             if let Some(hook) = &chain.hook {
-                let translates = hook.kind == ChainKind::Nat && hook.point == HookPoint::Postrouting;
+                let place = (hook.kind == ChainKind::Nat).then_some(hook.point);
                 self.walk(name, 0, &mut depths)?;
-                self.translation(name, translates, &mut BTreeSet::new())?;
+                self.translation(name, place, &mut BTreeSet::new())?;
             }
         }
         Ok(())
@@ -264,18 +286,22 @@ impl Contents {
     fn translation<'a>(
         &'a self,
         name: &'a str,
-        allowed: bool,
+        place: Option<HookPoint>,
         seen: &mut BTreeSet<&'a str>,
     ) -> Result<(), Failure> {
         if !seen.insert(name) {
             return Ok(());
         }
-        let translates = |s: &Statement| matches!(s, Statement::Snat(_) | Statement::Masquerade);
+        let misplaced = |statement: &Statement| match statement {
+            Statement::Snat(_) | Statement::Masquerade => place != Some(HookPoint::Postrouting),
+            Statement::Redirect(_) => place != Some(HookPoint::Prerouting),
+            _ => false,
+        };
         let chain = self.ruleset.chains.get(name);
-        if !allowed && chain.is_some_and(|c| c.rules.iter().any(|rule| rule.body.iter().any(translates))) {
+        if chain.is_some_and(|c| c.rules.iter().any(|rule| rule.body.iter().any(misplaced))) {
             return Err(Failure::invalid(EOPNOTSUPP));
         }
-        self.successors(name).into_iter().try_for_each(|next| self.translation(next, allowed, seen))
+        self.successors(name).into_iter().try_for_each(|next| self.translation(next, place, seen))
     }
 
     /// Chains that a chain leads to, by its rules and by the maps they look up.
@@ -320,8 +346,13 @@ impl Contents {
 
     /// As the kernel would dump it.
     pub(super) fn observe(&self, generation: u32) -> Result<Observed, Error> {
-        let mut observed =
-            Observed { generation, owned: true, counters: self.named.clone(), ..Observed::default() };
+        let mut observed = Observed {
+            generation,
+            owned: true,
+            counters: self.named.clone(),
+            timeouts: self.ruleset.timeouts.clone(),
+            ..Observed::default()
+        };
         let lower_error = |place: &str| {
             let place = place.to_owned();
             move |source| Error::Lower { place, source }
@@ -369,6 +400,7 @@ fn set_targets(set: &Set) -> impl Iterator<Item = &str> {
 enum Use {
     Set,
     Map,
+    Marks,
     Update,
 }
 
@@ -377,6 +409,7 @@ fn set_name(statement: &Statement) -> Option<(&String, Use)> {
         Statement::Match(_, Test::InSet(set) | Test::NotInSet(set)) => Some((set, Use::Set)),
         Statement::ConcatInSet { set, .. } => Some((set, Use::Set)),
         Statement::VerdictMap { map, .. } => Some((map, Use::Map)),
+        Statement::SetMarkByMap { map, .. } => Some((map, Use::Marks)),
         Statement::LimitPerKey { set, .. } => Some((set, Use::Update)),
         _ => None,
     }
@@ -387,6 +420,6 @@ fn overlaps(set: &Set, key: &Key) -> bool {
     let Key::Range(first, last) = key else { return false };
     set.elements.keys().any(|other| match other {
         Key::Range(from, to) => from <= last && first <= to,
-        Key::Exact(_) => false,
+        Key::Exact(_) | Key::Box(..) => false,
     })
 }
