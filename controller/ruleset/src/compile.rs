@@ -1,13 +1,15 @@
 //! PolicySet to ruleset. The pieces, in the order of the data path: [`base`] (what always stands), [`policies`],
-//! [`services`], [`nat`] and [`host`].
+//! [`services`], [`fqdn`], [`dns`], [`nat`] and [`host`].
 
 mod base;
+pub(crate) mod dns;
+pub(crate) mod fqdn;
 mod host;
-mod names;
+pub(crate) mod names;
 mod nat;
-mod policies;
-mod ports;
-mod prefixes;
+pub(crate) mod policies;
+pub(crate) mod ports;
+pub(crate) mod prefixes;
 mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,7 +63,7 @@ impl Names {
     }
 }
 
-/// Cells (prefix elements and port ranges) that policies may fill by default.
+/// Cells (prefix elements, port ranges and names) that policies may fill by default.
 pub const DEFAULT_CELL_LIMIT: usize = 1_000_000;
 
 /// Compiles a policy set as [`compile_with`] does, with fresh indexes for names.
@@ -71,17 +73,19 @@ pub fn compile(set: &PolicySet, cell_limit: usize) -> Compiled {
 
 /// Compiles a policy set. A pure function: the same objects give the same ruleset.
 ///
-/// `cell_limit` bounds prefix elements and port ranges together. Past it the policies that ask for most are left
+/// `cell_limit` bounds prefix elements, port ranges and names together. Past it the policies that ask for most are left
 /// out, largest first, until the rest fits; each is a [`Problem`].
-pub fn compile_with(set: &PolicySet, _names: &Names, cell_limit: usize) -> Compiled {
+pub fn compile_with(set: &PolicySet, names: &Names, cell_limit: usize) -> Compiled {
     let mut ruleset = base::ruleset(&set.firewall);
-    let (left_out, problems) = left_out(set, cell_limit);
+    let (left_out, mut problems) = left_out(set, cell_limit);
     policies::add(&mut ruleset, set, &left_out);
     services::add(&mut ruleset, set);
     services::add_addresses(&mut ruleset, &set.load_balancer_addresses);
+    problems.extend(fqdn::add(&mut ruleset, set, names, &left_out));
+    dns::add(&mut ruleset, set);
     nat::add(&mut ruleset, &set.firewall);
     if let Some(host) = &set.firewall.host {
-        host::add(&mut ruleset, host);
+        host::add(&mut ruleset, host, set.intercepts_dns());
     }
     Compiled { ruleset, problems }
 }
@@ -102,7 +106,7 @@ fn left_out(set: &PolicySet, cell_limit: usize) -> (BTreeSet<String>, Vec<Proble
         problems.push(Problem {
             origin: Origin::policy(name, ""),
             message: format!(
-                "asks for {size} prefixes and port ranges, and all policies together may have {cell_limit}: \
+                "asks for {size} prefixes, port ranges and names, and all policies together may have {cell_limit}: \
                  it is not enforced and opens nothing; use fewer or wider blocks, or fewer exceptions"
             ),
         });

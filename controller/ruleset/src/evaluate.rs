@@ -1,12 +1,11 @@
 //! Runs the ruleset on a packet: side two of the oracle. It knows nft's semantics and nothing of policies.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use fw_policy::{Packet, Transport};
 
-use crate::ir::{
-    Chain, Family, HookPoint, Key, Ruleset, Selector, Set, Side, Statement, Test, Value, Verdict,
-};
+use crate::ir::{Chain, Family, HookPoint, Key, Ruleset, Selector, Side, Statement, Test, Value, Verdict};
 
 /// NFT_JUMP_STACK_SIZE (net/netfilter/nf_tables_core.c).
 const JUMP_MAX: usize = 16;
@@ -33,9 +32,24 @@ impl Evaluation {
     }
 }
 
+/// What the kernel has beside the ruleset when a packet comes.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Dynamic {
+    /// The packet's mark as it enters `forward`.
+    pub mark: u32,
+    /// By set: elements that user space put there ([`crate::ir::SetKind::Learned`] and
+    /// [`crate::ir::SetKind::LearnedBoxes`]), in a map with their marks.
+    pub elements: BTreeMap<String, BTreeMap<Key, Option<u32>>>,
+}
+
+/// Runs the forward hook on a packet without a mark while nothing is learned; see [`evaluate_with`].
+pub fn evaluate(ruleset: &Ruleset, packet: &Packet) -> Evaluation {
+    evaluate_with(ruleset, packet, &Dynamic::default())
+}
+
 /// Runs the forward hook on a packet. Buckets are never empty, dynamic sets never full; so what `limit over`
 /// guards never happens and what `limit` lets through always does.
-pub fn evaluate(ruleset: &Ruleset, packet: &Packet) -> Evaluation {
+pub fn evaluate_with(ruleset: &Ruleset, packet: &Packet, dynamic: &Dynamic) -> Evaluation {
     let mut base: Vec<(i32, &String, &Chain, bool)> = ruleset
         .chains
         .iter()
@@ -44,7 +58,8 @@ pub fn evaluate(ruleset: &Ruleset, packet: &Packet) -> Evaluation {
         .map(|(name, chain, hook)| (hook.priority, name, chain, hook.policy_drop))
         .collect();
     base.sort_by_key(|(priority, name, _, _)| (*priority, *name));
-    let mut run = Run { ruleset, packet, result: Evaluation { accepted: true, ..Evaluation::default() } };
+    let result = Evaluation { accepted: true, ..Evaluation::default() };
+    let mut run = Run { ruleset, packet, dynamic, mark: dynamic.mark, result };
     for (_, name, chain, policy_drop) in base {
         run.result.accepted = match run.chain(name, chain, 0) {
             Outcome::Final(accepted) => accepted,
@@ -67,6 +82,9 @@ enum Outcome {
 struct Run<'a> {
     ruleset: &'a Ruleset,
     packet: &'a Packet,
+    dynamic: &'a Dynamic,
+    /// The packet's mark, which rules can set.
+    mark: u32,
     result: Evaluation,
 }
 
@@ -137,7 +155,13 @@ impl Run<'_> {
             }
             Statement::Log { .. } | Statement::Snat(_) | Statement::Masquerade => true,
             Statement::Redirect(_) | Statement::CtTimeout(_) => true,
-            Statement::SetMarkByMap { .. } => false,
+            Statement::SetMarkByMap { key, map } => match self.learned_mark(key, map) {
+                Some(mark) => {
+                    self.mark = mark;
+                    true
+                }
+                None => false,
+            },
             Statement::Verdict(verdict) => return Step::Verdict(verdict.clone()),
         };
         if holds { Step::Next } else { Step::Break }
@@ -159,20 +183,22 @@ impl Run<'_> {
     }
 
     fn lookup(&self, key: &[Selector], set: &str) -> Option<Option<Verdict>> {
-        let values: Option<Vec<Value>> = key.iter().map(|selector| self.read(*selector)).collect();
-        self.find(set, &values?)
+        self.find(set, &self.read_key(key)?)
+    }
+
+    fn read_key(&self, key: &[Selector]) -> Option<Vec<Value>> {
+        key.iter().map(|selector| self.read(*selector)).collect()
     }
 
     fn find(&self, set: &str, values: &[Value]) -> Option<Option<Verdict>> {
-        let set: &Set = self.ruleset.sets.get(set)?;
-        if let Some(verdict) = set.elements.get(&Key::Exact(values.to_vec())) {
-            return Some(verdict.clone());
-        }
-        let [value] = values else { return None };
-        set.elements.iter().find_map(|(key, verdict)| match key {
-            Key::Range(first, last) if first <= value && value <= last => Some(verdict.clone()),
-            _ => None,
-        })
+        let verdict = find_in(&self.ruleset.sets.get(set)?.elements, values).cloned();
+        verdict.or_else(|| self.dynamic.elements.get(set).and_then(|set| find_in(set, values)).map(|_| None))
+    }
+
+    fn learned_mark(&self, key: &[Selector], map: &str) -> Option<u32> {
+        // A map that the ruleset does not have holds nothing, whatever user space believes.
+        self.ruleset.sets.get(map)?;
+        *find_in(self.dynamic.elements.get(map)?, &self.read_key(key)?)?
     }
 
     /// What the selector reads; `None` where the packet has no such field, which ends the rule.
@@ -207,7 +233,7 @@ impl Run<'_> {
                 Transport::Icmp { kind, .. } if family == self.family() => Some(Value::IcmpType(kind)),
                 _ => None,
             },
-            Selector::Mark(_) => None,
+            Selector::Mark(mask) => Some(Value::Mark(self.mark & mask)),
         }
     }
 
@@ -220,6 +246,25 @@ impl Run<'_> {
             (Transport::Other(number), _) => number,
         }
     }
+}
+
+/// The data of the element that holds a key: itself, as a range, or as a box.
+fn find_in<'a, T>(elements: &'a BTreeMap<Key, T>, values: &[Value]) -> Option<&'a T> {
+    if let Some(data) = elements.get(&Key::Exact(values.to_vec())) {
+        return Some(data);
+    }
+    let holds = |key: &Key| match key {
+        Key::Exact(_) => false,
+        Key::Range(first, last) => matches!(values, [value] if first <= value && value <= last),
+        Key::Box(first, last) => {
+            first.len() == values.len()
+                && values
+                    .iter()
+                    .zip(first.iter().zip(last))
+                    .all(|(value, (first, last))| first <= value && value <= last)
+        }
+    };
+    elements.iter().find(|(key, _)| holds(key)).map(|(_, data)| data)
 }
 
 enum Step {

@@ -17,6 +17,11 @@ pub fn render(ruleset: &Ruleset) -> String {
     for name in ruleset.counters.keys() {
         push(&mut text, &format!("\tcounter {name} {{\n\t}}\n"));
     }
+    for (name, timeout) in &ruleset.timeouts {
+        let seconds = timeout.seconds;
+        let policy = format!("policy = {{ unreplied : {seconds}, replied : {seconds} }}");
+        push(&mut text, &format!("\n\tct timeout {name} {{\n\t\tprotocol udp\n\t\t{policy}\n\t}}\n"));
+    }
     for (name, set) in &ruleset.sets {
         render_set(&mut text, name, set);
     }

@@ -16,7 +16,7 @@ use crate::ir::{
 /// fe80::/64, the sources of BGP unnumbered (RFC 5549 over link-local addresses).
 const LINK_LOCAL: std::net::Ipv6Addr = std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
 
-pub(super) fn add(ruleset: &mut Ruleset, host: &HostProtection) {
+pub(super) fn add(ruleset: &mut Ruleset, host: &HostProtection, intercepts_dns: bool) {
     let ports = host.ssh_ports.iter().map(|port| (Key::Exact(vec![Value::Port(*port)]), None)).collect();
     ruleset.sets.insert("ssh_ports".to_owned(), exact(vec![Field::Port], false, ports));
     add_prefix_sets(ruleset, "underlay_prefixes", &host.underlay_prefixes);
@@ -24,7 +24,9 @@ pub(super) fn add(ruleset: &mut Ruleset, host: &HostProtection) {
     ruleset.chains.insert("bgp_to_machines".to_owned(), bgp_to_machines());
     ruleset.chains.insert("input_icmp".to_owned(), icmp());
     let hook = Hook { kind: ChainKind::Filter, point: HookPoint::Input, priority: 0, policy_drop: true };
-    ruleset.chains.insert("input".to_owned(), Chain { hook: Some(hook), rules: input(), origin: None });
+    ruleset
+        .chains
+        .insert("input".to_owned(), Chain { hook: Some(hook), rules: input(intercepts_dns), origin: None });
 }
 
 /// Sessions that stood when protection was switched on. Conntrack may never have seen them; their next packet is
@@ -59,7 +61,7 @@ fn tcp_to(port: u16) -> Statement {
     Statement::Match(dport, Test::Equal(Value::Port(port)))
 }
 
-fn input() -> Vec<Rule> {
+fn input(intercepts_dns: bool) -> Vec<Rule> {
     use ConntrackState::{Established, Invalid};
     let counted = |mut body: Vec<Statement>, comment: &str| {
         body.extend([Statement::Counter, accept()]);
@@ -94,6 +96,9 @@ fn input() -> Vec<Rule> {
     let inside = || in_set(Selector::InputInterface, "inside");
     rules.push(counted(vec![inside(), tcp_to(9100)], "node metrics"));
     rules.push(counted(vec![inside(), tcp_to(9630)], "nftables metrics"));
+    if intercepts_dns {
+        rules.push(super::dns::input_rule());
+    }
     rules.push(commented([named("drop_host"), Statement::Counter], "drop packets to the firewall"));
     rules.push(rule([jump("drop_log")]));
     rules

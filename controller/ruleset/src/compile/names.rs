@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use fw_policy::{Protocol, ServiceName};
+use fw_policy::{FqdnSelector, NameEntry, Protocol, ServiceName};
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
@@ -46,6 +46,19 @@ fn shortened(text: &str, max: usize) -> String {
 /// Counter chain of a policy: `egress-NAME-tcp`.
 pub(super) fn policy_chain(direction: Direction, policy: &str, protocol: Protocol) -> String {
     format!("{}-{}-{protocol}", direction.as_str(), shortened(policy, OBJECT_NAME_MAX))
+}
+
+/// Counter chain of a name: `egress-NAME_fqdn-SELECTOR-tcp`. Policies never hold `_`, so the part before it is one
+/// policy's; and the kind of the selector stands in it, because a name and a pattern may have the same text.
+pub fn name_chain(entry: &NameEntry) -> String {
+    let kind = match entry.selector {
+        FqdnSelector::Name(_) => "fqdn",
+        FqdnSelector::Pattern(_) => "fqdnpattern",
+        FqdnSelector::Regex(_) => "fqdnregex",
+    };
+    let policy = shortened(&entry.policy, OBJECT_NAME_MAX / 2);
+    let selector = shortened(entry.selector.text(), OBJECT_NAME_MAX / 2);
+    format!("egress-{policy}_{kind}-{selector}-{}", entry.protocol)
 }
 
 /// Port chain of one rule of a policy: `egress-NAME-rule0`.
@@ -105,6 +118,31 @@ mod tests {
             names.iter().map(|name| policy_chain(Direction::Ingress, name, Protocol::Tcp)).collect();
         assert!(chains.iter().all(|chain| chain.len() < 240), "{chains:?}");
         assert_ne!(chains[0], chains[1]);
+    }
+
+    #[test]
+    fn chains_of_names_differ_where_entries_do() {
+        let long = "a".repeat(252);
+        let policies = [format!("{long}b"), format!("{long}c"), "web".to_owned(), "web-fqdn-x".to_owned()];
+        let texts =
+            ["x".to_owned(), "*.x".to_owned(), "-.x".to_owned(), format!("{long}x"), format!("{long}y")];
+        let mut chains = std::collections::BTreeSet::new();
+        for policy in &policies {
+            for text in &texts {
+                for kind in [FqdnSelector::Name, FqdnSelector::Pattern, FqdnSelector::Regex] {
+                    for protocol in Protocol::ALL {
+                        let entry =
+                            NameEntry { policy: policy.clone(), selector: kind(text.clone()), protocol };
+                        let chain = name_chain(&entry);
+                        assert!(chain.len() < 240, "{chain}");
+                        assert!(chains.insert(chain.clone()), "{chain}");
+                    }
+                }
+            }
+        }
+        for (policy, protocol) in policies.iter().zip([Protocol::Tcp, Protocol::Udp].into_iter().cycle()) {
+            assert!(chains.insert(policy_chain(Direction::Egress, policy, protocol)), "{policy}");
+        }
     }
 
     #[test]

@@ -54,7 +54,12 @@ pub(super) fn cells_of(policy: &Policy) -> usize {
             Ports::All => 2,
             Ports::Ranges(ranges) => ranges.len(),
         };
-        claimed_prefixes(&rule.peers).len().saturating_mul(1 + ports)
+        let peers = match &rule.peers {
+            // An element and a counter chain for each protocol.
+            Peers::Names(selectors) => selectors.len().saturating_mul(2),
+            peers => claimed_prefixes(peers).len(),
+        };
+        peers.saturating_mul(1 + ports)
     };
     policy.ingress.iter().chain(&policy.egress).fold(0, |sum: usize, rule| sum.saturating_add(size(rule)))
 }
@@ -66,7 +71,7 @@ fn rules(policy: &Policy, direction: Direction) -> &[PolicyRule] {
     }
 }
 
-fn claimed_prefixes(peers: &Peers) -> BTreeSet<IpNet> {
+pub(crate) fn claimed_prefixes(peers: &Peers) -> BTreeSet<IpNet> {
     match peers {
         Peers::Any => Family::ALL.map(prefixes::everything).into(),
         Peers::Blocks(blocks) => blocks.iter().flat_map(prefixes::remaining).collect(),

@@ -21,7 +21,7 @@ pub(super) struct Cell {
 }
 
 /// Ranges of one protocol, all of its ports for [`Ports::All`].
-pub(super) fn ranges(ports: &Ports, protocol: Protocol) -> Vec<(u16, u16)> {
+pub(crate) fn ranges(ports: &Ports, protocol: Protocol) -> Vec<(u16, u16)> {
     match ports {
         Ports::All => vec![(0, u16::MAX)],
         Ports::Ranges(ranges) => {

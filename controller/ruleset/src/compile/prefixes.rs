@@ -33,7 +33,7 @@ fn cut(net: IpNet, except: &[IpNet], left: &mut Vec<IpNet>) {
 }
 
 /// 0.0.0.0/0 or ::/0.
-pub(super) fn everything(family: Family) -> IpNet {
+pub(crate) fn everything(family: Family) -> IpNet {
     match family {
         Family::V4 => IpNet::V4(Ipv4Net::default()),
         Family::V6 => IpNet::V6(Ipv6Net::default()),
