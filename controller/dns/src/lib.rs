@@ -7,14 +7,21 @@
 //!                              └─ flight ─upstream─▶ checked answer ──┴─▶ Decision::release ─▶ every client that waits
 //! ```
 
+mod cache;
 pub mod config;
 pub mod decision;
+mod engine;
+mod flight;
+mod front;
 mod handle;
 pub mod health;
 pub mod metrics;
 mod proxy;
+mod random;
+mod release;
 mod sockets;
-#[expect(dead_code, reason = "the engine that reads messages comes with the next commit")]
+mod tries;
+mod upstream;
 mod wire;
 
 pub use config::{Config, NoOriginal, OriginalDestination, Settings};

@@ -2,16 +2,16 @@
 //!
 //! Offsets only, no allocation; every read is bounds-checked, and no compression pointer is ever followed.
 
+use crate::metrics::Spoof;
+
 /// Bytes of a header.
 pub(crate) const HEADER: usize = 12;
 
 /// Resource record types and query types.
 pub(crate) mod kind {
-    pub(crate) const CNAME: u16 = 5;
     pub(crate) const SOA: u16 = 6;
     pub(crate) const TXT: u16 = 16;
     pub(crate) const OPT: u16 = 41;
-    pub(crate) const TSIG: u16 = 250;
     pub(crate) const IXFR: u16 = 251;
     pub(crate) const AXFR: u16 = 252;
     pub(crate) const ANY: u16 = 255;
@@ -207,6 +207,11 @@ impl<'a> Query<'a> {
             return Err(Invalid::NotImplemented);
         }
         Ok(query)
+    }
+
+    /// Reads what can be read of a question that cannot be forwarded, so that FORMERR and NOTIMP can echo it.
+    pub(crate) fn read_any(message: &'a [u8]) -> Option<Self> {
+        Self::parse(message)
     }
 
     fn parse(message: &'a [u8]) -> Option<Self> {
@@ -428,22 +433,18 @@ pub(crate) fn adopt(message: &mut [u8], question: &[u8]) {
     put(message, HEADER, question);
 }
 
-/// Lowers the TTL of each record by `age` and then to at most `max`; OPT and TSIG have none.
-pub(crate) fn lower_ttls(message: &mut [u8], question_end: usize, age: u32, max: Option<u32>) {
-    if age == 0 && max.is_none() {
-        return;
+/// Whether a message says that it is an answer.
+pub(crate) fn is_answer(message: &[u8]) -> bool {
+    message.len() >= HEADER && message.get(2).is_some_and(|flags| flags & third::QR != 0)
+}
+
+/// What a message that came for this query is, if not its answer.
+pub(crate) fn check(message: &[u8], query: &[u8], question: &[u8]) -> Result<(), Spoof> {
+    if !is_answer(message) {
+        return Err(Spoof::Malformed);
     }
-    let count = |at: usize| u32::from(u16_at(message, at).unwrap_or_default());
-    let records = count(6) + count(8) + count(10);
-    let mut at = question_end;
-    for _ in 0..records {
-        let Some(record) = record(message, at) else { return };
-        at = record.end;
-        if matches!(record.kind, kind::OPT | kind::TSIG) {
-            continue;
-        }
-        let ttl = lifetime(u32_at(message, record.ttl_at).unwrap_or_default()).saturating_sub(age);
-        let ttl = max.map_or(ttl, |max| ttl.min(max));
-        put(message, record.ttl_at, &ttl.to_be_bytes());
+    if id(message) != id(query) {
+        return Err(Spoof::Id);
     }
+    if answers(message, question) { Ok(()) } else { Err(Spoof::Question) }
 }

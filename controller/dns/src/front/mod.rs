@@ -1,0 +1,4 @@
+//! Where clients ask.
+
+pub(crate) mod tcp;
+pub(crate) mod udp;

@@ -1,0 +1,309 @@
+//! One upstream after another, until one answers.
+
+use std::io;
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::decision::Decision;
+use crate::engine::Engine;
+use crate::flight::{Flight, Key};
+use crate::metrics::{Outcome, Spoof};
+use crate::release::Ready;
+use crate::upstream::udp::{Outgoing, Sent};
+use crate::upstream::{Server, tcp};
+use crate::wire::{self, Answer, rcode};
+
+/// A single upstream is asked again.
+const TRIES_MIN: usize = 2;
+/// Longer questions go by TCP: a datagram above this may be cut to pieces on its way (RFC 9715).
+const UDP_QUESTION_MAX: usize = 1232;
+
+/// How a try went wrong before it began.
+enum Untried {
+    /// We would have asked ourselves.
+    Loop,
+    /// The kernel refused, or had no random number.
+    Failed,
+}
+
+impl From<io::Error> for Untried {
+    fn from(_: io::Error) -> Self {
+        Self::Failed
+    }
+}
+
+impl<D: Decision> Engine<D> {
+    /// Asks the next upstream, or gives up.
+    pub(crate) fn try_next(self: &Rc<Self>, key: Key, now: Instant) {
+        loop {
+            let Some(server) = self.next_server(key, now) else { return self.give_up(key) };
+            self.metrics.tries.add();
+            let begun = if self.flights.borrow_mut().get(key).is_some_and(|flight| goes_by_tcp(flight)) {
+                self.ask_by_tcp(key, &server);
+                Ok(())
+            } else {
+                self.ask_by_udp(key, &server, now)
+            };
+            match begun {
+                Ok(()) => return,
+                Err(Untried::Loop) => return self.end(key, Outcome::Loop),
+                Err(Untried::Failed) => {
+                    self.metrics.failed_tries.add();
+                    self.servers.borrow_mut().failed(&server, now);
+                }
+            }
+        }
+    }
+
+    fn next_server(&self, key: Key, now: Instant) -> Option<Rc<Server>> {
+        let try_timeout = self.settings().try_timeout;
+        let mut flights = self.flights.borrow_mut();
+        let flight = flights.get(key)?;
+        if now >= flight.deadline || flight.tries >= flight.servers.len().max(TRIES_MIN) {
+            return None;
+        }
+        flight.tries += 1;
+        flight.asked = now;
+        let server = flight.server().cloned();
+        flights.set_timer(key, now + try_timeout);
+        server
+    }
+
+    fn ask_by_udp(self: &Rc<Self>, key: Key, server: &Rc<Server>, now: Instant) -> Result<(), Untried> {
+        let outgoing = self.outgoing(server, now)?;
+        let id = self.unused_id(&outgoing)?;
+        let mut flights = self.flights.borrow_mut();
+        let Some(flight) = flights.get(key) else { return Ok(()) };
+        let message = flight.identity.message();
+        let mut datagram = [0; UDP_QUESTION_MAX];
+        let datagram = datagram.get_mut(..message.len()).ok_or(Untried::Failed)?;
+        datagram.copy_from_slice(message);
+        wire::set_id(datagram, id);
+        match outgoing.socket.try_send(datagram) {
+            // A full send buffer is as a lost packet: the timeout asks again.
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                server.sockets.borrow_mut().discard(&outgoing);
+                return Err(error.into());
+            }
+            _ => {}
+        }
+        outgoing.add(id, key);
+        flight.sent.push(Sent::new(outgoing, id));
+        Ok(())
+    }
+
+    fn outgoing(self: &Rc<Self>, server: &Rc<Server>, now: Instant) -> Result<Rc<Outgoing>, Untried> {
+        let mut sockets = server.sockets.borrow_mut();
+        if let Some(outgoing) = sockets.next(now) {
+            return Ok(outgoing);
+        }
+        let outgoing = Outgoing::open(server.address, now)?;
+        if server.address.port() == self.port && tcp::is_own(outgoing.socket.local_addr(), server.address) {
+            return Err(Untried::Loop);
+        }
+        let reader = tokio::task::spawn_local(read(Rc::clone(self), Rc::clone(server), Rc::clone(&outgoing)));
+        outgoing.set_reader(reader.abort_handle());
+        sockets.put(Rc::clone(&outgoing));
+        Ok(outgoing)
+    }
+
+    fn unused_id(&self, outgoing: &Outgoing) -> Result<u16, Untried> {
+        let mut random = self.random.borrow_mut();
+        loop {
+            let id = random.next().ok_or(Untried::Failed)?;
+            if !outgoing.uses_id(id) {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Asks on a connection of its own, in a task of its own: for the few that UDP cannot serve.
+    fn ask_by_tcp(self: &Rc<Self>, key: Key, server: &Rc<Server>) {
+        let settings = self.settings();
+        let mut flights = self.flights.borrow_mut();
+        let Some(flight) = flights.get(key) else { return };
+        let mut query = flight.identity.message().to_vec();
+        // The task has the same time as the try and tells how it ended; the flight's own end is the backstop.
+        let deadline = flight.deadline;
+        flights.set_timer(key, deadline);
+        drop(flights);
+        let (engine, server) = (Rc::clone(self), Rc::clone(server));
+        tokio::task::spawn_local(async move {
+            let id = engine.random.borrow_mut().next();
+            let asked = async {
+                wire::set_id(&mut query, id.ok_or(io::ErrorKind::Other)?);
+                tcp::ask(server.address, &query, engine.port, &engine.metrics).await
+            };
+            let result = tokio::time::timeout(settings.try_timeout, asked).await;
+            match result.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(message) => engine.whole(key, &server, message),
+                Err(_) => engine.try_failed(key, &server),
+            }
+        });
+    }
+
+    /// A datagram from an upstream.
+    fn datagram(self: &Rc<Self>, server: &Rc<Server>, outgoing: &Rc<Outgoing>, message: &[u8]) {
+        match self.match_datagram(outgoing, message) {
+            Err(spoof) => self.metrics.spoof(spoof),
+            Ok((key, answer)) => {
+                if let Some(flight) = self.flights.borrow_mut().get(key) {
+                    flight.sent.retain(|sent| !sent.is(outgoing));
+                }
+                if answer.truncated {
+                    self.metrics.tcp_retries.add();
+                    self.ask_by_tcp(key, server);
+                } else {
+                    self.answered(key, server, message.to_vec(), answer);
+                }
+            }
+        }
+    }
+
+    fn match_datagram(&self, outgoing: &Outgoing, message: &[u8]) -> Result<(Key, Answer), Spoof> {
+        if message.len() < wire::HEADER {
+            return Err(Spoof::Malformed);
+        }
+        let id = wire::id(message).ok_or(Spoof::Malformed)?;
+        let key = outgoing.find(id).ok_or(Spoof::Id)?;
+        let mut flights = self.flights.borrow_mut();
+        let flight = flights.get(key).ok_or(Spoof::Id)?;
+        if !wire::is_answer(message) {
+            return Err(Spoof::Malformed);
+        }
+        if !wire::answers(message, flight.question()) {
+            return Err(Spoof::Question);
+        }
+        let answer = Answer::read(message, flight.question_end).ok_or(Spoof::Malformed)?;
+        Ok((key, answer))
+    }
+
+    /// An answer that came by a stream, so that it is whole; its id and question are checked.
+    pub(crate) fn whole(self: &Rc<Self>, key: Key, server: &Rc<Server>, message: Vec<u8>) {
+        let question_end = self.flights.borrow_mut().get(key).map(|flight| flight.question_end);
+        let answer = question_end.and_then(|end| Answer::read(&message, end));
+        match answer.filter(|answer| !answer.truncated) {
+            Some(answer) => self.answered(key, server, message, answer),
+            None => {
+                self.metrics.spoof(Spoof::Malformed);
+                self.try_failed(key, server);
+            }
+        }
+    }
+
+    fn answered(self: &Rc<Self>, key: Key, server: &Rc<Server>, message: Vec<u8>, answer: Answer) {
+        let now = Instant::now();
+        let mut flights = self.flights.borrow_mut();
+        let Some(flight) = flights.get(key) else { return };
+        let refused =
+            matches!(answer.rcode, rcode::SERVFAIL | rcode::REFUSED | rcode::NOTIMP | rcode::FORMERR);
+        if refused && flight.tries < flight.servers.len() && now < flight.deadline {
+            // Others may know better; if none does, this is what the client gets.
+            flight.failure = Some(message);
+            drop(flights);
+            return self.try_next(key, now);
+        }
+        self.metrics.upstream_latency.record(now.saturating_duration_since(flight.asked));
+        let Some(flight) = flights.remove(key) else { return };
+        self.metrics.in_flight.set(flights.len());
+        drop(flights);
+        self.servers.borrow_mut().succeeded(server, now);
+        self.last_resolver.set(flight.resolver.or(self.last_resolver.get()));
+        if let Some(cache_key) = &flight.cache_key {
+            let limits = self.settings().limits;
+            let kept = (message.as_slice(), &answer);
+            let evicted = self.cache.borrow_mut().put(cache_key, kept, flight.resolver, &limits, now);
+            self.count_evicted(evicted);
+        }
+        self.deliver(flight, message, answer);
+    }
+
+    fn deliver(self: &Rc<Self>, flight: Flight, message: Vec<u8>, answer: Answer) {
+        let Flight { identity, question_end, waiters, .. } = flight;
+        self.release(Ready::new((message, answer), identity, question_end, waiters));
+    }
+
+    /// A try that ended without an answer.
+    pub(crate) fn try_failed(self: &Rc<Self>, key: Key, server: &Rc<Server>) {
+        let now = Instant::now();
+        self.metrics.failed_tries.add();
+        self.servers.borrow_mut().failed(server, now);
+        self.try_next(key, now);
+    }
+
+    /// A try that had its time. What it asked may still be answered while the next one runs.
+    pub(crate) fn try_timed_out(self: &Rc<Self>, key: Key, now: Instant) {
+        let server = self.flights.borrow_mut().get(key).and_then(|flight| flight.server().cloned());
+        if let Some(server) = server {
+            self.metrics.failed_tries.add();
+            self.servers.borrow_mut().failed(&server, now);
+        }
+        self.try_next(key, now);
+    }
+
+    /// The kernel says that nobody listens there: all that wait for this socket ask somebody else.
+    fn socket_failed(self: &Rc<Self>, server: &Rc<Server>, outgoing: &Rc<Outgoing>) {
+        server.sockets.borrow_mut().discard(outgoing);
+        for key in outgoing.keys() {
+            let present = {
+                let mut flights = self.flights.borrow_mut();
+                let Some(flight) = flights.get(key) else { continue };
+                flight.sent.retain(|sent| !sent.is(outgoing));
+                flight.sent.is_empty()
+            };
+            if present {
+                self.try_failed(key, server);
+            }
+        }
+    }
+
+    /// No upstream answered.
+    fn give_up(self: &Rc<Self>, key: Key) {
+        let failure = self.flights.borrow_mut().get(key).and_then(|flight| {
+            let message = flight.failure.take()?;
+            let answer = Answer::read(&message, flight.question_end)?;
+            Some((message, answer))
+        });
+        match failure {
+            Some((message, answer)) => {
+                let Some(flight) = self.remove(key) else { return };
+                self.deliver(flight, message, answer);
+            }
+            None => self.end(key, Outcome::Upstream),
+        }
+    }
+
+    fn end(&self, key: Key, outcome: Outcome) {
+        if let Some(flight) = self.remove(key) {
+            self.settle_failed(&flight.identity, flight.waiters, outcome);
+        }
+    }
+
+    fn remove(&self, key: Key) -> Option<Flight> {
+        let mut flights = self.flights.borrow_mut();
+        let flight = flights.remove(key);
+        self.metrics.in_flight.set(flights.len());
+        flight
+    }
+}
+
+fn goes_by_tcp(flight: &Flight) -> bool {
+    flight.identity.message().len() > UDP_QUESTION_MAX
+}
+
+/// Reads one socket until it is retired and all it asked is answered or given up (then this task is aborted).
+async fn read<D: Decision>(engine: Rc<Engine<D>>, server: Rc<Server>, outgoing: Rc<Outgoing>) {
+    let mut buffer = vec![0; 65_535];
+    loop {
+        if outgoing.socket.readable().await.is_err() {
+            return engine.socket_failed(&server, &outgoing);
+        }
+        loop {
+            match outgoing.socket.try_recv(&mut buffer) {
+                Ok(length) => engine.datagram(&server, &outgoing, buffer.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return engine.socket_failed(&server, &outgoing),
+            }
+        }
+    }
+}
