@@ -1,6 +1,11 @@
 //! Keys and values of the maps. All of them are `repr(C)` without padding that is not named, so that their bytes are
 //! fully written: the verifier refuses to copy uninitialised ones.
 
+use crate::packet::Address;
+
+/// Version of all that is laid out here. A loader adopts pinned maps of this version only; raise it with every change
+/// of a key, a value or the meaning of either.
+pub const LAYOUT: u32 = 1;
 /// Steps of an [`Allow`].
 pub const STEPS: usize = 4;
 /// Cells of one [`Class`] slot.
@@ -45,8 +50,25 @@ pub struct Step {
     pub until_ns: u64,
     /// The class until then, or [`NO_CLASS`].
     pub class: u32,
-    /// Zero.
+    /// Zero for all but the loader, which writes [`owner`] of the address here: the kernel gives the memory of a
+    /// removed element to the next one at once, and a program that is reading it notices by this. It shares a word of
+    /// 64 bits with `class`, which the kernel copies in one piece.
     pub reserved: u32,
+}
+
+/// What [`Step::reserved`] holds in the kernel: the IPv4 address, or the words of an IPv6 address folded.
+#[inline(always)]
+#[must_use]
+pub fn owner(address: &Address) -> u32 {
+    match address {
+        Address::V4(bytes) => u32::from_ne_bytes(*bytes),
+        Address::V6(b) => {
+            u32::from_ne_bytes([b[0], b[1], b[2], b[3]])
+                ^ u32::from_ne_bytes([b[4], b[5], b[6], b[7]]).rotate_left(7)
+                ^ u32::from_ne_bytes([b[8], b[9], b[10], b[11]]).rotate_left(13)
+                ^ u32::from_ne_bytes([b[12], b[13], b[14], b[15]]).rotate_left(19)
+        }
+    }
 }
 
 /// Value of `ALLOW4` (key: 4 bytes of address) and `ALLOW6` (16 bytes), in network byte order.
@@ -99,6 +121,18 @@ pub enum Reason {
 impl Reason {
     /// All, in the order of their numbers.
     pub const ALL: [Self; 2] = [Self::Policy, Self::Expired];
+}
+
+/// Slots of the per-CPU array `DROPS` (values: u64).
+pub mod counter {
+    /// Plus the number of the [`super::Reason`]: dropped by XDP.
+    pub const XDP: u32 = 0;
+    /// Plus the number of the [`super::Reason`]: dropped by TCX.
+    pub const TCX: u32 = 4;
+    /// Dropped packets of which no sample was sent: above the rate, or the ring was full.
+    pub const UNSAMPLED: u32 = 8;
+    /// Slots in all.
+    pub const SLOTS: u32 = 9;
 }
 
 /// What the ring buffer `SAMPLES` carries of a dropped packet.

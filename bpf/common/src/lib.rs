@@ -12,8 +12,23 @@
 #![forbid(unsafe_code)]
 
 mod layout;
+mod packet;
+mod verdict;
 
 pub use layout::{
-    ALL_PORTS_CLASS, Allow, CELLS_PER_CLASS, CLASS_HOPS, Cell, Class, Config, NO_CLASS, Reason, STEPS,
-    Sample, Step, flag,
+    ALL_PORTS_CLASS, Allow, CELLS_PER_CLASS, CLASS_HOPS, Cell, Class, Config, LAYOUT, NO_CLASS, Reason,
+    STEPS, Sample, Step, counter, flag, owner,
 };
+pub use packet::{
+    Address, EXTENSIONS_MAX, Frame, HEADERS_MAX, HEADERS_USUAL, Packet, TAGS_MAX, TCP, UDP, parse,
+};
+pub use verdict::{Tables, Verdict, verdict};
+
+/// Judges the bytes of a frame; `tags` as in [`parse`]. One entry for tests and fuzzing.
+#[inline(always)]
+pub fn judge(frame: &(impl Frame + ?Sized), tags: u32, tables: &impl Tables) -> Verdict {
+    match parse(frame, tags) {
+        Some(packet) => verdict(&packet, tables),
+        None => Verdict::Pass,
+    }
+}

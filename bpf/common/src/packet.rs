@@ -1,0 +1,249 @@
+//! From the bytes of a frame to what the tables are asked.
+//!
+//! The parser is strict: whoever sends a frame chooses its bytes, and a mark opens the way past the port rules of
+//! nftables. So a length that does not fit, a header that two readers could understand differently, and everything not
+//! listed here make a frame unreadable, and an unreadable frame gains nothing.
+
+/// Bytes that headers may take; what lies behind is unreadable. The verifier needs a bound for every offset.
+pub const HEADERS_MAX: u32 = 512;
+/// IPv6 extension headers before TCP or UDP that are followed.
+pub const EXTENSIONS_MAX: usize = 6;
+/// VLAN tags that are followed (802.1Q inside 802.1ad).
+pub const TAGS_MAX: u32 = 2;
+/// Bytes the longest readable headers of common frames take; what a program pulls together before it parses.
+pub const HEADERS_USUAL: u32 = 192;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// Bytes that may be there.
+pub trait Frame {
+    /// Length of the whole frame, also of what [`Frame::read`] cannot reach.
+    fn length(&self) -> u32;
+    /// `N` bytes from `offset` on, or `None` where they cannot be read. Asked only with an offset of at most
+    /// [`HEADERS_MAX`].
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+impl Frame for [u8] {
+    fn length(&self) -> u32 {
+        u32::try_from(self.len()).unwrap_or(u32::MAX)
+    }
+
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = usize::try_from(offset).ok()?;
+        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+}
+
+/// An address as it stands in the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Address {
+    /// IPv4.
+    V4([u8; 4]),
+    /// IPv6.
+    V6([u8; 16]),
+}
+
+impl Address {
+    /// Multicast, broadcast and link-local: not routed, so no business of names or of the bouncer.
+    #[inline(always)]
+    #[must_use]
+    pub fn stays_on_the_link(&self) -> bool {
+        match self {
+            Self::V4([first, second, third, fourth]) => {
+                (*first >= 224 && *first <= 239)
+                    || (*first == 169 && *second == 254)
+                    || (*first & *second & *third & *fourth) == 255
+            }
+            Self::V6(bytes) => bytes[0] == 0xff || (bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80),
+        }
+    }
+}
+
+/// A TCP or UDP packet, or the first fragment of one with its complete transport header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Where it goes.
+    pub destination: Address,
+    /// [`TCP`] or [`UDP`].
+    pub protocol: u8,
+    /// Destination port.
+    pub port: u16,
+    /// It opens a TCP connection: SYN, and none of ACK, RST and FIN.
+    pub opens: bool,
+    /// Sent to a group of stations (group bit of the Ethernet destination).
+    pub to_group: bool,
+}
+
+/// What follows an IP header: where, until where, and whether more fragments follow.
+struct Payload {
+    protocol: u8,
+    start: u32,
+    end: u32,
+    fragment: bool,
+}
+
+/// Reads a frame that starts with its Ethernet header. `tags` is how many VLAN tags may stand in the bytes: one fewer
+/// than [`TAGS_MAX`] where the kernel has taken the outer one out already (`skb->vlan_tci`).
+///
+/// `None` is a frame that gains nothing: not IP, not TCP or UDP, a later fragment, cut, or with lengths that lie.
+#[inline(always)]
+pub fn parse(frame: &(impl Frame + ?Sized), tags: u32) -> Option<Packet> {
+    let ethernet = frame.read::<14>(0)?;
+    let to_group = ethernet[0] & 1 == 1;
+    let mut ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
+    let mut offset = 14;
+    let mut depth = 0;
+    while depth < TAGS_MAX {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        if depth == tags {
+            return None;
+        }
+        let tag = frame.read::<4>(offset)?;
+        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
+        offset += 4;
+        depth += 1;
+    }
+    let (destination, payload) = match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, offset)?,
+        ETHERTYPE_IPV6 => ipv6(frame, offset)?,
+        _ => return None,
+    };
+    let (port, opens) = transport(frame, &payload)?;
+    Some(Packet { destination, protocol: payload.protocol, port, opens, to_group })
+}
+
+/// RFC 791, section 3.1.
+#[inline(always)]
+fn ipv4(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)> {
+    let header = frame.read::<20>(offset)?;
+    let header_length = u32::from(header[0] & 0x0f) * 4;
+    let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
+    let flags = u16::from_be_bytes([header[6], header[7]]);
+    let (more, fragment_offset) = (flags & 0x2000 != 0, flags & 0x1fff);
+    if header[0] >> 4 != 4
+        || header_length < 20
+        || total < header_length
+        || offset + total > frame.length()
+        || fragment_offset != 0
+    {
+        return None;
+    }
+    let destination = Address::V4([header[16], header[17], header[18], header[19]]);
+    let (start, end) = (offset + header_length, offset + total);
+    Some((destination, Payload { protocol: header[9], start, end, fragment: more }))
+}
+
+/// RFC 8200, sections 3 and 4.
+#[inline(always)]
+fn ipv6(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)> {
+    let header = frame.read::<40>(offset)?;
+    let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
+    let end = offset + 40 + length;
+    // Length 0 is a jumbogram (RFC 2675), whose true length stands in an option.
+    if header[0] >> 4 != 6 || length == 0 || end > frame.length() {
+        return None;
+    }
+    let mut destination = [0; 16];
+    destination.copy_from_slice(&header[24..40]);
+    let payload =
+        extensions(frame, Payload { protocol: header[6], start: offset + 40, end, fragment: false })?;
+    Some((Address::V6(destination), payload))
+}
+
+/// Follows extension headers until one is none.
+#[inline(always)]
+fn extensions(frame: &(impl Frame + ?Sized), first: Payload) -> Option<Payload> {
+    let Payload { mut protocol, mut start, end, .. } = first;
+    let mut fragment = false;
+    let mut fragment_seen = false;
+    let mut count = 0;
+    while count < EXTENSIONS_MAX {
+        // Hop-by-hop options stand first or are an error (RFC 8200, section 4.1).
+        let known = match protocol {
+            HOP_BY_HOP => count == 0,
+            ROUTING | DESTINATION_OPTIONS => true,
+            FRAGMENT => !fragment_seen,
+            _ => break,
+        };
+        if !known || start > HEADERS_MAX || start + 8 > end {
+            return None;
+        }
+        let header = frame.read::<8>(start)?;
+        if protocol == FRAGMENT {
+            let bits = u16::from_be_bytes([header[2], header[3]]);
+            if bits & 0xfff8 != 0 {
+                return None;
+            }
+            fragment_seen = true;
+            fragment = bits & 1 == 1;
+            start += 8;
+        } else {
+            // With segments left the address in the header is not where the packet ends.
+            if protocol == ROUTING && header[3] != 0 {
+                return None;
+            }
+            start += (u32::from(header[1]) + 1) * 8;
+        }
+        protocol = header[0];
+        count += 1;
+    }
+    Some(Payload { protocol, start, end, fragment })
+}
+
+/// Destination port, and whether it opens a TCP connection (RFC 9293, section 3.1; RFC 768).
+#[inline(always)]
+fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<(u16, bool)> {
+    let Payload { protocol, start, end, fragment } = *payload;
+    if start > HEADERS_MAX || start > end {
+        return None;
+    }
+    let room = end - start;
+    match protocol {
+        TCP => {
+            if room < 20 {
+                return None;
+            }
+            let header = frame.read::<20>(start)?;
+            let header_length = u32::from(header[12] >> 4) * 4;
+            if header_length < 20 || header_length > room {
+                return None;
+            }
+            let opens = header[13] & (SYN | ACK | RST | FIN) == SYN;
+            Some((u16::from_be_bytes([header[2], header[3]]), opens))
+        }
+        UDP => {
+            if room < 8 {
+                return None;
+            }
+            let header = frame.read::<8>(start)?;
+            let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
+            // In a first fragment the length is that of the whole datagram.
+            if length < 8 || (!fragment && length > room) {
+                return None;
+            }
+            Some((u16::from_be_bytes([header[2], header[3]]), false))
+        }
+        _ => None,
+    }
+}

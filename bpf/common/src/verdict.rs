@@ -1,0 +1,124 @@
+//! What becomes of a packet.
+
+use crate::layout::{CELLS_PER_CLASS, CLASS_HOPS, Config, NO_CLASS, Reason, Step, flag};
+use crate::packet::{Address, Packet, TCP};
+use crate::{Allow, Class};
+
+const PORT_DNS: u16 = 53;
+const PORT_DOT: u16 = 853;
+
+/// The maps, the configuration and the clock.
+pub trait Tables {
+    /// `CONFIG[0]`.
+    fn config(&self) -> Config;
+    /// CLOCK_MONOTONIC in nanoseconds; asked once an entry was found.
+    fn now_ns(&self) -> u64;
+    /// What names allow for an IPv4 address.
+    fn allow4(&self, address: &[u8; 4]) -> Option<&Allow>;
+    /// What names allow for an IPv6 address.
+    fn allow6(&self, address: &[u8; 16]) -> Option<&Allow>;
+    /// A slot of `CLASSES`.
+    fn class(&self, slot: u32) -> Option<&Class>;
+    /// Class of the longest prefix that holds an IPv4 address.
+    fn static4(&self, address: &[u8; 4]) -> Option<u32>;
+    /// Class of the longest prefix that holds an IPv6 address.
+    fn static6(&self, address: &[u8; 16]) -> Option<u32>;
+    /// The class of a step of this address. The kernel's maps say [`NO_CLASS`] where the element was given to another
+    /// address while it was being read.
+    #[inline(always)]
+    fn class_of(&self, step: &Step, _address: &Address) -> u32 {
+        step.class
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verdict {
+    /// On to nftables, without a mark.
+    Pass,
+    /// On to nftables with this index in the mark; never 0.
+    Stamp(u32),
+    /// Dropped here.
+    Bounce(Reason),
+}
+
+/// Judges a packet; frames that [`crate::parse`] cannot read pass.
+///
+/// Names come first and only ever add a mark. What is dropped is what nftables would drop as well: an opening of a
+/// TCP connection that no name, no prefix of the static table and no interception holds.
+#[inline(always)]
+pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
+    if packet.to_group || packet.destination.stays_on_the_link() {
+        return Verdict::Pass;
+    }
+    let allow = match &packet.destination {
+        Address::V4(address) => tables.allow4(address),
+        Address::V6(address) => tables.allow6(address),
+    };
+    if let Some(allow) = allow {
+        let class = live_class(allow, packet, tables);
+        if let Some(index) = index_in(class, packet, tables) {
+            return if index == 0 { Verdict::Pass } else { Verdict::Stamp(index) };
+        }
+    }
+    if !packet.opens || packet.protocol != TCP {
+        return Verdict::Pass;
+    }
+    let config = tables.config();
+    if config.flags & flag::BOUNCE == 0
+        || (packet.port == PORT_DNS && config.flags & flag::DNS != 0)
+        || (packet.port == PORT_DOT && config.flags & flag::DOT != 0)
+    {
+        return Verdict::Pass;
+    }
+    let prefix = match &packet.destination {
+        Address::V4(address) => tables.static4(address),
+        Address::V6(address) => tables.static6(address),
+    };
+    if index_in(prefix.unwrap_or(NO_CLASS), packet, tables).is_some() {
+        return Verdict::Pass;
+    }
+    // Each class holds what all later ones hold, so the first one says what was ever allowed.
+    let once = match allow {
+        Some(allow) => tables.class_of(&allow.steps[0], &packet.destination),
+        None => NO_CLASS,
+    };
+    let reason = if index_in(once, packet, tables).is_some() { Reason::Expired } else { Reason::Policy };
+    Verdict::Bounce(reason)
+}
+
+/// Class of the first step that is not over.
+#[inline(always)]
+fn live_class(allow: &Allow, packet: &Packet, tables: &impl Tables) -> u32 {
+    let now = tables.now_ns();
+    for step in &allow.steps {
+        if now < step.until_ns {
+            return tables.class_of(step, &packet.destination);
+        }
+    }
+    NO_CLASS
+}
+
+/// Index of the cell that holds the packet's protocol and port, in a class and the slots it is chained over.
+#[inline(always)]
+fn index_in(class: u32, packet: &Packet, tables: &impl Tables) -> Option<u32> {
+    let mut slot = class;
+    let mut hops = 0;
+    while hops < CLASS_HOPS && slot != NO_CLASS {
+        let content = tables.class(slot)?;
+        let mut position = 0;
+        while position < CELLS_PER_CLASS {
+            let cell = &content.cells[position];
+            if cell.protocol == 0 {
+                return None;
+            }
+            if cell.protocol == packet.protocol && cell.first <= packet.port && packet.port <= cell.last {
+                return Some(cell.index);
+            }
+            position += 1;
+        }
+        slot = content.next;
+        hops += 1;
+    }
+    None
+}

@@ -1,0 +1,133 @@
+//! The eBPF programs of the data path, over the maps of [`maps`]:
+//!
+//! ```text
+//! frame ─ fw_xdp ───── drops openings of TCP connections that nothing allows, before there is an skb
+//!       └ fw_tcx ───── marks what a name allows, and drops like fw_xdp where that is not attached
+//!         fw_stamp ─── marks only, behind fw_xdp
+//! ```
+//! What becomes of a packet is decided by `fw_bpf_common`, which is tested on the host; here is only what reads bytes,
+//! maps and the clock.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(unsafe_code, reason = "packet and map memory are raw pointers, checked by the kernel's verifier")]
+
+mod frame;
+mod maps;
+mod report;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT, xdp_action};
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use fw_bpf_common::{HEADERS_USUAL, TAGS_MAX, Tables as _, Verdict, counter, judge, parse, verdict};
+
+use frame::Linear;
+use maps::Maps;
+use report::{Dropped, report};
+
+/// The bouncer.
+#[xdp]
+pub fn fw_xdp(context: XdpContext) -> u32 {
+    let length = (context.data_end() - context.data()) as u32;
+    bounce(&context, length)
+}
+
+/// The bouncer for frames that do not fit into one page (large MTU, native mode only).
+#[xdp(frags)]
+pub fn fw_xdp_frags(context: XdpContext) -> u32 {
+    // SAFETY: the context is the one this program was called with.
+    let length = unsafe { bpf_xdp_get_buff_len(context.ctx) } as u32;
+    bounce(&context, length)
+}
+
+#[inline(always)]
+fn bounce(context: &XdpContext, length: u32) -> u32 {
+    let frame = Linear::new(context.data(), context.data_end(), length);
+    let Some(packet) = parse(&frame, TAGS_MAX) else {
+        return xdp_action::XDP_PASS;
+    };
+    // Nothing else is ever dropped, and most packets end here.
+    if !packet.opens {
+        return xdp_action::XDP_PASS;
+    }
+    let Verdict::Bounce(reason) = verdict(&packet, &Maps) else {
+        return xdp_action::XDP_PASS;
+    };
+    let dropped = Dropped { reason, at: counter::XDP, ifindex: context.ingress_ifindex() as u32, length };
+    report(&dropped, |head, bytes| {
+        // SAFETY: `head` has room for `bytes` bytes (see `report`).
+        unsafe { bpf_xdp_load_bytes(context.ctx, 0, head.cast(), bytes) == 0 }
+    });
+    xdp_action::XDP_DROP
+}
+
+/// The stamp, and the bouncer where XDP is not attached.
+#[classifier]
+pub fn fw_tcx(context: TcContext) -> i32 {
+    stamp::<true>(&context)
+}
+
+/// The stamp alone.
+#[classifier]
+pub fn fw_stamp(context: TcContext) -> i32 {
+    stamp::<false>(&context)
+}
+
+#[inline(always)]
+fn stamp<const BOUNCE: bool>(context: &TcContext) -> i32 {
+    let skb = context.skb.skb;
+    let length = context.len();
+    if context.data_end() - context.data() < HEADERS_USUAL as usize && context.data_end() - context.data() < length as usize
+    {
+        let wanted = if length < HEADERS_USUAL { length } else { HEADERS_USUAL };
+        // Headers may lie in pages beside the linear part. Where they cannot be fetched the packet is unreadable.
+        // SAFETY: the context is the one this program was called with; pointers are taken from it afterwards.
+        unsafe { bpf_skb_pull_data(skb, wanted) };
+    }
+    let frame = Linear::new(context.data(), context.data_end(), length);
+    // SAFETY: fields of the context this program was called with.
+    let (mark, tagged, ifindex) = unsafe { ((*skb).mark, (*skb).vlan_present != 0, (*skb).ingress_ifindex) };
+    let verdict = judge(&frame, if tagged { TAGS_MAX - 1 } else { TAGS_MAX }, &Maps);
+    let mask = Maps.config().mark_mask;
+    // An index that does not fit would be another one's.
+    let index = match verdict {
+        Verdict::Stamp(index) if index & !mask == 0 => index,
+        _ => 0,
+    };
+    context.set_mark((mark & !mask) | index);
+    if BOUNCE && let Verdict::Bounce(reason) = verdict {
+        let dropped = Dropped { reason, at: counter::TCX, ifindex, length };
+        report(&dropped, |head, bytes| {
+            // SAFETY: `head` has room for `bytes` bytes (see `report`).
+            unsafe { bpf_skb_load_bytes(context.as_ptr(), 0, head.cast(), bytes) == 0 }
+        });
+        return TC_ACT_SHOT;
+    }
+    TCX_NEXT
+}
+
+/// What an empty program costs: the reference of the benchmarks; never attached.
+#[xdp]
+pub fn fw_none_xdp(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// What an empty program costs: the reference of the benchmarks; never attached.
+#[classifier]
+pub fn fw_none_tcx(_context: TcContext) -> i32 {
+    TCX_NEXT
+}
+
+/// Some helpers are for programs under a licence compatible with the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_information: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

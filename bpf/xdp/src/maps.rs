@@ -1,0 +1,93 @@
+//! The maps, which user space pins and fills; layouts and meanings are those of `fw_bpf_common`.
+
+use core::ptr;
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::btf_map;
+use fw_bpf_common::{Address, Allow, Class, Config, NO_CLASS, Sample, Step, Tables, counter, owner};
+
+use crate::report::Rate;
+
+const LAZY: usize = BPF_F_NO_PREALLOC as usize;
+
+// The sizes of the hashes, the tries and the ring are those of the loader, which sets them before it loads.
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+// No LRU: an address must not lose what a name allows because others have come.
+#[btf_map]
+static ALLOW4: HashMap<[u8; 4], Allow, 131_072> = HashMap::new();
+#[btf_map]
+static ALLOW6: HashMap<[u8; 16], Allow, 131_072> = HashMap::new();
+#[btf_map]
+static CLASSES: Array<Class, 65_536> = Array::new();
+#[btf_map]
+static STATIC4: LpmTrie<[u8; 4], u32, 65_536, LAZY> = LpmTrie::new();
+#[btf_map]
+static STATIC6: LpmTrie<[u8; 16], u32, 65_536, LAZY> = LpmTrie::new();
+#[btf_map]
+pub(crate) static DROPS: PerCpuArray<u64, { counter::SLOTS as usize }> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static RATES: PerCpuArray<Rate, 1> = PerCpuArray::new();
+#[btf_map]
+pub(crate) static SAMPLES: RingBuf<Sample, 262_144> = RingBuf::new();
+
+/// All maps, and the coarse clock: a few milliseconds old, a fraction of the cost.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn config(&self) -> Config {
+        CONFIG.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        now_ns()
+    }
+
+    #[inline(always)]
+    fn allow4(&self, address: &[u8; 4]) -> Option<&Allow> {
+        // SAFETY: the element may be replaced while it is read; `class_of` notices.
+        unsafe { ALLOW4.get(address) }
+    }
+
+    #[inline(always)]
+    fn allow6(&self, address: &[u8; 16]) -> Option<&Allow> {
+        // SAFETY: as above.
+        unsafe { ALLOW6.get(address) }
+    }
+
+    #[inline(always)]
+    fn class(&self, slot: u32) -> Option<&Class> {
+        CLASSES.get(slot)
+    }
+
+    #[inline(always)]
+    fn static4(&self, address: &[u8; 4]) -> Option<u32> {
+        STATIC4.get(&Key::new(32, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn static6(&self, address: &[u8; 16]) -> Option<u32> {
+        STATIC6.get(&Key::new(128, *address)).copied()
+    }
+
+    #[inline(always)]
+    fn class_of(&self, step: &Step, address: &Address) -> u32 {
+        // SAFETY: the second half of a `Step` is `class` and `reserved`, 8 bytes at a multiple of 8.
+        let word = unsafe { ptr::from_ref(step).cast::<u64>().add(1).read_volatile() };
+        let half = |shift: u32| (word >> shift) as u32;
+        let (class, tag) = if cfg!(target_endian = "little") { (half(0), half(32)) } else { (half(32), half(0)) };
+        if tag == owner(address) { class } else { NO_CLASS }
+    }
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, coarse.
+#[inline(always)]
+pub(crate) fn now_ns() -> u64 {
+    // SAFETY: takes nothing.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
