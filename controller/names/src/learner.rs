@@ -9,12 +9,21 @@
 pub mod counters;
 pub mod view;
 
-use std::collections::{BTreeMap, BTreeSet};
+mod classes;
+mod desire;
+mod expiry;
+mod lesson;
+mod retable;
+mod room;
+mod selectors;
+mod store;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use fw_bpf_common::{Allow, Cell};
-use fw_policy::Learned;
+use fw_policy::FqdnSelector;
 
 pub use counters::{Counters, Full, Sizes};
 pub use view::{NameView, SharedAddress, View};
@@ -23,8 +32,21 @@ use crate::answer::Answer;
 use crate::change::{Change, Nanos};
 use crate::journal::Fact;
 use crate::judge::Refusal;
+use crate::matcher::Unusable;
 use crate::name::Name;
 use crate::table::Table;
+use classes::{DataPath, MAX_CLASSES};
+use desire::Memo;
+use lesson::Asker;
+use selectors::Selectors;
+use store::Store;
+
+/// Addresses of all names together; no map of the data path needs to be larger.
+pub const MAX_ADDRESSES: usize = 131_072;
+/// Pairs of name and address of all names together.
+pub const MAX_FACTS: usize = 524_288;
+
+const SECOND: Nanos = 1_000_000_000;
 
 /// QTYPEs of the background refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,7 +75,18 @@ pub struct Lesson {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Learner {}
+pub struct Learner {
+    now: Nanos,
+    table: Arc<Table>,
+    selectors: Selectors,
+    store: Store,
+    data_path: DataPath,
+    memo: Memo,
+    in_use: Arc<BTreeSet<IpAddr>>,
+    refresh_pause: Nanos,
+    counters: Counters,
+    shared: VecDeque<SharedAddress>,
+}
 
 impl Learner {
     /// Knows nothing, allows nothing.
@@ -61,135 +94,132 @@ impl Learner {
         Self::default()
     }
 
-    /// What the data path holds after a restart; before the first [`Learner::set_table`], [`Learner::relearn`] and
-    /// [`Learner::changes`], which then bring only what differs.
+    /// What the data path holds after a restart; before the first [`Learner::changes`], which then brings only what
+    /// differs. [`Learner::set_table`] and [`Learner::relearn`] come between.
     pub fn install(&mut self, allows: BTreeMap<IpAddr, Allow>, classes: BTreeMap<u32, Vec<Cell>>) {
-        let _ = (allows, classes);
+        self.store.touched.extend(self.data_path.installed().keys());
+        self.data_path.install(allows, classes);
+        self.store.touched.extend(self.data_path.installed().keys());
     }
 
     /// Takes over another table. Names that no selector matches any more are forgotten, addresses that may not be
     /// learned any more as well.
     pub fn set_table(&mut self, table: Arc<Table>, now: Nanos) {
-        let _ = (table, now);
+        self.advance(now);
+        self.replace_table(table);
     }
 
-    /// Learns from an answer that is about to leave to a client.
+    /// Selectors of the table that match nothing, and why.
+    pub fn unusable(&self) -> &BTreeMap<FqdnSelector, Unusable> {
+        self.selectors.matcher().unusable()
+    }
+
+    /// Learns from an answer that is about to leave to a client, with its TTLs as they are now
+    /// ([`Answer::aged`]).
     pub fn learn(&mut self, now: Nanos, answer: &Answer) -> Lesson {
-        let _ = (now, answer);
-        Lesson::default()
+        self.advance(now);
+        self.teach(answer, Asker::Client)
     }
 
     /// Learns from an answer of the background refresh: no client has it, so that it does not make a name used.
     pub fn refreshed(&mut self, now: Nanos, answer: &Answer) -> Lesson {
-        let _ = (now, answer);
-        Lesson::default()
+        self.advance(now);
+        self.teach(answer, Asker::Refresh)
     }
 
     /// Learns again what a journal has kept, under the present table and its bounds. True when it was taken.
     pub fn relearn(&mut self, now: Nanos, fact: &Fact) -> bool {
-        let _ = (now, fact);
-        false
+        self.advance(now);
+        self.take_fact(fact)
     }
 
     /// True when a selector matches the name: what `otherNames` refuses is the rest.
     pub fn allows(&self, name: &Name) -> bool {
-        let _ = name;
-        false
+        self.store.by_name.contains_key(name) || !self.selectors.select(name).is_empty()
     }
 
     /// What the data path has to change so that it holds what was learned, for the addresses that differ from what it
     /// has confirmed. Each list is applied as a whole, in order, and then given to [`Learner::confirm`] or
-    /// [`Learner::reject`]; lists that are under way at the same time repeat each other, and must be applied in the
-    /// order they were made. An answer may leave when the list made after its lesson is confirmed.
+    /// [`Learner::reject`]; lists that are under way at the same time repeat each other, and must be applied and
+    /// answered for in the order they were made. An answer may leave when the list made after its lesson is confirmed.
     pub fn changes(&mut self, now: Nanos) -> Vec<Change> {
-        let _ = now;
-        Vec::new()
+        self.advance(now);
+        self.list_changes(self.now)
     }
 
     /// The data path has taken the changes.
     pub fn confirm(&mut self, changes: &[Change]) {
-        let _ = changes;
+        self.data_path.confirm(changes);
     }
 
-    /// The data path has not taken the changes, or nobody knows which of them: all are written again.
+    /// The data path has not taken the changes, or nobody knows which of them: the next list has them again.
     pub fn reject(&mut self, changes: &[Change]) {
-        let _ = changes;
+        self.data_path.reject(changes);
+        for change in changes {
+            if let Change::Put { address, .. } | Change::Remove(address) = change {
+                self.store.touched.insert(*address);
+            }
+        }
     }
 
-    /// Indexes that must leave the data path before nftables forgets them; until a table gives an index to another
-    /// entry it appears in no change any more. When the changes are confirmed, [`Learner::installed_indexes`] says
-    /// whether more rounds are needed.
+    /// Rids the data path of indexes before nftables forgets them. They appear in no change any more until a table
+    /// gives them to another entry. Everything else that is due comes along, as with [`Learner::changes`]. When the
+    /// list is confirmed no address leads to them, and [`Learner::installed_indexes`] has them no more; if it has, a
+    /// class was in use by a list under way, and [`Learner::changes`] drops it.
     pub fn withdraw(&mut self, indexes: &BTreeSet<u32>, now: Nanos) -> Vec<Change> {
-        let _ = (indexes, now);
-        Vec::new()
+        self.advance(now);
+        self.withdraw_indexes(indexes)
     }
 
-    /// Indexes in classes of the data path, as far as it has confirmed them or changes are under way.
+    /// Indexes in classes that the data path has, may have, or is about to get.
     pub fn installed_indexes(&self) -> BTreeSet<u32> {
-        BTreeSet::new()
+        self.data_path.indexes()
     }
 
     /// Forgets what is over. An address of `in_use` (destinations of live connections) stays, a step at a time.
     /// Facts that last longer for it are returned for the journal. Bounded work: [`Learner::due`] says when again.
     pub fn expire(&mut self, now: Nanos, in_use: Arc<BTreeSet<IpAddr>>) -> Vec<Fact> {
-        let _ = (now, in_use);
-        Vec::new()
+        self.advance(now);
+        self.in_use = in_use;
+        self.check_rewrites();
+        self.check_facts()
     }
 
     /// When [`Learner::expire`] (then [`Learner::changes`]) has something to do. A few seconds before an address is
     /// over, so that one in use is extended in time.
     pub fn due(&self) -> Option<Nanos> {
-        None
+        let check = self.store.checks.first().map(|(at, ..)| *at);
+        let rewrite = self.store.rewrites.first().map(|(at, _)| *at);
+        check.into_iter().chain(rewrite).min()
     }
 
     /// Questions to ask now, so that names that policies spell out and names lately used are known before their
-    /// answers are over; a bounded number at a time.
+    /// answers are over; a bounded number at a time. What they bring goes to [`Learner::refreshed`].
     pub fn refresh_due(&mut self, now: Nanos) -> Vec<(Name, Family)> {
-        let _ = now;
-        Vec::new()
+        self.advance(now);
+        self.questions()
     }
 
     /// When [`Learner::refresh_due`] has something.
     pub fn refresh_at(&self) -> Option<Nanos> {
-        None
+        self.store.refresh.first().map(|(at, _)| (*at).max(self.refresh_pause))
     }
 
     /// Everything known, for a new journal.
     pub fn facts(&self) -> Vec<Fact> {
-        Vec::new()
-    }
-
-    /// Which selectors each address is allowed by: what the data path lets pass once all changes are confirmed.
-    pub fn learned(&self, now: Nanos) -> Learned {
-        let _ = now;
-        Learned::default()
-    }
-
-    /// Names in order, at most `limit` of them, those that contain `filter` only.
-    pub fn view(&self, filter: Option<&str>, limit: usize) -> View {
-        let _ = (filter, limit);
-        View::default()
-    }
-
-    /// The names an address was learned from, at most `limit`.
-    pub fn names_of(&self, address: IpAddr, limit: usize) -> Vec<Name> {
-        let _ = (address, limit);
-        Vec::new()
+        let names = self.store.names().map(|(_, record)| record);
+        names
+            .flat_map(|record| record.facts.iter().map(|(address, kept)| record.fact(*address, kept)))
+            .collect()
     }
 
     /// What happened since the start.
     pub fn counters(&self) -> &Counters {
-        const NONE: &Counters = &Counters::NONE;
-        NONE
+        &self.counters
     }
 
-    /// How much there is, and how much there may be.
-    pub fn sizes(&self) -> Sizes {
-        Sizes::default()
-    }
-
-    /// Allowed addresses that names beyond all policies have as well; the latest, bounded.
-    pub fn shared(&self) -> Vec<SharedAddress> {
-        Vec::new()
+    /// Time never goes back.
+    fn advance(&mut self, now: Nanos) {
+        self.now = self.now.max(now);
     }
 }

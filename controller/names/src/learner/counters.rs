@@ -14,7 +14,7 @@ pub enum Full {
     Pattern,
     /// `dns.maxAddressesPerName`.
     Addresses,
-    /// Addresses of all names, `MAX_ADDRESSES`.
+    /// Addresses of all names, [`super::MAX_ADDRESSES`], [`super::MAX_FACTS`].
     Total,
     /// Classes of the data path.
     Classes,
@@ -29,7 +29,7 @@ pub enum Eviction {
     Pattern,
     /// An address of a name, for `dns.maxAddressesPerName`.
     Address,
-    /// A name, for `MAX_ADDRESSES`.
+    /// A name, for [`super::MAX_ADDRESSES`], [`super::MAX_FACTS`].
     Total,
 }
 
@@ -62,25 +62,6 @@ pub struct Counters {
     pub cells_left_out: u64,
     /// Allows that stay closed because there was no free class.
     pub without_class: u64,
-}
-
-impl Counters {
-    /// All 0.
-    pub(crate) const NONE: Self = Self {
-        lessons: 0,
-        learned: 0,
-        renewed: 0,
-        expired: 0,
-        extended: 0,
-        refused: BTreeMap::new(),
-        refused_names: BTreeMap::new(),
-        evicted: BTreeMap::new(),
-        held: BTreeMap::new(),
-        shortened: 0,
-        shared: 0,
-        cells_left_out: 0,
-        without_class: 0,
-    };
 }
 
 /// Sizes and their bounds.
