@@ -17,10 +17,10 @@ impl Linear {
     }
 }
 
-/// Keeps the compiler from computing a pointer twice: the verifier knows the bounds of the register that was compared,
+/// Keeps the compiler from computing a value twice: the verifier knows the bounds of the register that was compared,
 /// not those of another one with the same value.
 #[inline(always)]
-fn opaque(mut value: usize) -> usize {
+pub(crate) fn opaque(mut value: usize) -> usize {
     // Without an instruction two lines of the debug information would name the same place, which the kernel refuses.
     // SAFETY: moves a register to itself.
     #[cfg(target_arch = "bpf")]

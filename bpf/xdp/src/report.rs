@@ -2,6 +2,7 @@
 
 use fw_bpf_common::{Reason, Sample, Tables as _, counter};
 
+use crate::frame::opaque;
 use crate::maps::{DROPS, Maps, RATES, SAMPLES, now_ns};
 
 const SECOND: u64 = 1_000_000_000;
@@ -70,7 +71,9 @@ fn send(now: u64, dropped: &Dropped, read: impl Fn(*mut u8, u32) -> bool) -> boo
         filled,
         head: [0; Sample::HEAD],
     });
-    if filled == 0 || filled > Sample::HEAD as u32 || !read(sample.head.as_mut_ptr(), filled) {
+    // The verifier wants the bounds of the very register that the call takes.
+    let bytes = opaque(filled as usize);
+    if bytes == 0 || bytes > Sample::HEAD || !read(sample.head.as_mut_ptr(), bytes as u32) {
         sample.filled = 0;
     }
     entry.submit(0);
