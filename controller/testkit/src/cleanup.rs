@@ -1,7 +1,7 @@
-//! What has to go when the process ends, whichever way it ends: namespaces and children.
+//! What has to go when the process ends, whichever way it ends: namespaces, children, directories and mounts.
 //!
 //! Normal end and panic: guards. SIGINT and SIGTERM: a thread of ours. `kill -9`: the next process that uses
-//! this crate finds the owner's pid in the names of the namespaces and clears up after it.
+//! this crate finds the owner's pid in the names of the namespaces and directories and clears up after it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,6 +17,8 @@ use nix::unistd::Pid;
 
 /// Where `ip netns` keeps its names.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
+/// Where our directories and mounts are.
+pub(crate) const RUN_DIR: &str = "/run";
 /// Our names are `fwt-PID-NUMBER-LABEL`.
 pub(crate) const PREFIX: &str = "fwt";
 /// Environment variable that marks our children with the pid of their owner.
@@ -26,11 +28,16 @@ pub(crate) const OWNER_VARIABLE: &str = "FW_TESTKIT_OWNER";
 pub(crate) struct Registry {
     pub(crate) namespaces: BTreeSet<String>,
     pub(crate) children: BTreeSet<u32>,
+    pub(crate) directories: BTreeSet<PathBuf>,
     hooks: Vec<Box<dyn FnOnce() + Send>>,
 }
 
-static REGISTRY: Mutex<Registry> =
-    Mutex::new(Registry { namespaces: BTreeSet::new(), children: BTreeSet::new(), hooks: Vec::new() });
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    namespaces: BTreeSet::new(),
+    children: BTreeSet::new(),
+    directories: BTreeSet::new(),
+    hooks: Vec::new(),
+});
 
 pub(crate) fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
@@ -73,24 +80,36 @@ pub(crate) fn remove_name(name: &str) -> io::Result<()> {
 }
 
 fn remove_leftovers() -> Result<()> {
-    let entries = match fs::read_dir(NETNS_DIR) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).with_context(|| format!("cannot list {NETNS_DIR}")),
-    };
     let mut dead_owners = BTreeSet::new();
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if let Some(owner) = owner_of(&name).filter(|pid| !process_lives(*pid)) {
-            dead_owners.insert(owner);
-            // Another process may clear up the same name at the same time; who comes second finds nothing.
-            let _ = remove_name(&name);
-        }
+    for (owner, name) in left_in(NETNS_DIR)? {
+        dead_owners.insert(owner);
+        // Another process may clear up the same name at the same time; who comes second finds nothing.
+        let _ = remove_name(&name);
     }
+    let directories = left_in(RUN_DIR)?;
+    dead_owners.extend(directories.iter().map(|(owner, _)| *owner));
     if !dead_owners.is_empty() {
         kill_orphans(&dead_owners);
     }
+    // After the programs that use them.
+    for (_, name) in directories {
+        crate::workdir::remove(&Path::new(RUN_DIR).join(name));
+    }
     Ok(())
+}
+
+/// Our names in a directory whose owners are gone, each with its owner.
+fn left_in(directory: &str) -> Result<Vec<(u32, String)>> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot list {directory}")),
+    };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    Ok(names
+        .filter_map(|name| owner_of(&name).map(|owner| (owner, name)))
+        .filter(|(owner, _)| !process_lives(*owner))
+        .collect())
 }
 
 fn owner_of(name: &str) -> Option<u32> {
@@ -196,6 +215,9 @@ fn clear_up_and_die(signal: Signal) {
     }
     for name in &registry.namespaces {
         let _ = remove_name(name);
+    }
+    for path in &registry.directories {
+        crate::workdir::remove(path);
     }
     let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
     // SAFETY: sets the default action.

@@ -1,11 +1,14 @@
 //! Network namespaces, traffic and generators for tests, benches and the lab.
 //!
 //! Everything happens in namespaces that this crate makes and removes; the host's own interfaces, rules and
-//! sysctls are never touched. Root is needed, and `ip`, `nft` and `conntrack` where their helpers are used.
+//! sysctls are never touched. Root is needed, and `ip`, `nft`, `conntrack`, `knotd`, `named`,
+//! `unbound` and `dnsmasq` where their helpers are used.
 //!
 //! * [`Netns`]: a namespace; run closures and programs in it. [`Process`]: a program that ends with its guard.
+//! * [`WorkDir`] and [`BpfMount`]: a directory and a bpffs that go with their guard.
 //! * [`topology`]: the standard lab, cluster side, firewall, internet side.
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
+//! * [`dns`]: authoritative servers, resolvers, a scripted server and clients.
 //! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
 //! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
 
@@ -15,13 +18,16 @@
 )]
 
 mod cleanup;
+pub mod dns;
 pub mod r#gen;
 mod netns;
 pub mod nft;
 mod process;
 pub mod topology;
 pub mod traffic;
+mod workdir;
 
 pub use cleanup::on_signal;
 pub use netns::Netns;
 pub use process::Process;
+pub use workdir::{BpfMount, WorkDir};

@@ -17,11 +17,34 @@ use fw_policy::IfName;
 use ipnet::IpNet;
 
 use crate::Netns;
+use crate::dns::{Authority, Resolver, Stub, Zone, awkward};
 
 /// The first cluster machine's network: `10.0.16.0/22` and `2001:db8:10::/48` are the cluster's prefixes.
 pub const CLUSTER_PREFIXES: [&str; 2] = ["10.0.16.0/22", "2001:db8:10::/48"];
 /// LoadBalancer addresses of the standard lab, on the first cluster machine.
 pub const LOAD_BALANCER_ADDRESSES: [&str; 2] = ["198.51.100.10", "2001:db8:1b::10"];
+
+/// Where the internet's authoritative server answers in a lab with DNS.
+pub const AUTHORITY_ADDRESSES: [&str; 2] = ["203.0.113.52", "2001:db8:179::52"];
+/// Where resolvers believe the servers of [`SCRIPTED_ZONE`] to be; a test starts a [`crate::dns::Scripted`] there.
+pub const SCRIPTED_ADDRESSES: [&str; 2] = ["203.0.113.51", "2001:db8:179::51"];
+/// The zone that resolvers ask at [`SCRIPTED_ADDRESSES`].
+pub const SCRIPTED_ZONE: &str = "scripted.test";
+/// Where the first resolver answers in a lab with DNS.
+pub const RESOLVER_ADDRESSES: [&str; 2] = ["203.0.113.53", "2001:db8:179::53"];
+/// Where the second resolver answers: an address of its own, and those of the public resolvers that real clusters ask.
+pub const PUBLIC_RESOLVER_ADDRESSES: [&str; 10] = [
+    "203.0.113.54",
+    "2001:db8:179::54",
+    "8.8.8.8",
+    "8.8.4.4",
+    "1.1.1.1",
+    "1.0.0.1",
+    "2001:4860:4860::8888",
+    "2001:4860:4860::8844",
+    "2606:4700:4700::1111",
+    "2606:4700:4700::1001",
+];
 
 /// What a lab is made of.
 #[derive(Clone, Debug)]
@@ -34,6 +57,8 @@ pub struct LabSpec {
     pub outside: Vec<Link>,
     /// How neighbours find each other.
     pub neighbours: Neighbours,
+    /// Zones of the internet's DNS; `None`: there is no DNS.
+    pub zones: Option<Vec<Zone>>,
 }
 
 /// A machine and its cable to the firewall.
@@ -51,6 +76,9 @@ pub struct Link {
     pub networks: Vec<IpNet>,
     /// More addresses of the machine (on its `lo`), routed to it.
     pub addresses: Vec<IpAddr>,
+    /// Prefixes of which the machine has every address, routed to it. To answer from such an address, a UDP server
+    /// must choose its source ([`crate::traffic::any`] does); TCP does so by itself.
+    pub any: Vec<IpNet>,
 }
 
 /// How neighbours find each other.
@@ -78,6 +106,7 @@ impl LabSpec {
             inside: vec![cluster],
             outside: vec![internet],
             neighbours: Neighbours::Static,
+            zones: None,
         })
     }
 
@@ -103,6 +132,30 @@ impl LabSpec {
         }
         self
     }
+
+    /// The first outside machine has every address of these prefixes, e.g. [`awkward::V4`] and [`awkward::V6`].
+    pub fn with_any_internet(mut self, prefixes: &[IpNet]) -> Self {
+        if let Some(internet) = self.outside.first_mut() {
+            internet.any.extend(prefixes);
+        }
+        self
+    }
+
+    /// DNS on the first outside machine: an authoritative server with the zones of [`awkward`], two resolvers at
+    /// [`RESOLVER_ADDRESSES`] and [`PUBLIC_RESOLVER_ADDRESSES`], and the addresses that the zones name.
+    pub fn with_dns(self) -> Result<Self> {
+        self.with_zones(awkward::zones()?)
+    }
+
+    /// As [`LabSpec::with_dns`], with zones of your own; have one for the root.
+    pub fn with_zones(mut self, zones: Vec<Zone>) -> Result<Self> {
+        let lists = [&AUTHORITY_ADDRESSES, &SCRIPTED_ADDRESSES, &RESOLVER_ADDRESSES];
+        let texts = lists.into_iter().flatten().chain(&PUBLIC_RESOLVER_ADDRESSES);
+        let addresses = texts.map(|text| text.parse()).collect::<Result<Vec<IpAddr>, _>>()?;
+        self.zones = Some(zones);
+        let prefixes = [awkward::V4.parse()?, awkward::V6.parse()?];
+        Ok(self.with_internet_addresses(&addresses).with_any_internet(&prefixes))
+    }
 }
 
 impl Link {
@@ -126,6 +179,7 @@ impl Link {
             machine,
             networks: networks.iter().map(|net| net.parse::<IpNet>()).collect::<Result<_, _>>()?,
             addresses: Vec::new(),
+            any: Vec::new(),
         })
     }
 }
@@ -133,12 +187,39 @@ impl Link {
 /// A running lab; everything goes with it.
 #[derive(Debug)]
 pub struct Lab {
+    /// The internet's DNS, if the [`LabSpec`] has it. (First, so that the programs end before their namespace goes.)
+    pub dns: Option<Dns>,
     /// The firewall: forwards IPv4 and IPv6, has no rules.
     pub firewall: Netns,
     /// Cluster side, in the order of the [`LabSpec`].
     pub inside: Vec<Machine>,
     /// Internet side, in the order of the [`LabSpec`].
     pub outside: Vec<Machine>,
+}
+
+/// The DNS of a lab's internet.
+#[derive(Debug)]
+pub struct Dns {
+    /// Serves the zones.
+    pub authority: Authority,
+    /// Two recursive resolvers.
+    pub resolvers: [Resolver; 2],
+}
+
+impl Dns {
+    fn new(ns: &Netns, zones: &[Zone]) -> Result<Self> {
+        let at_home = parse_all(&AUTHORITY_ADDRESSES)?;
+        let authority = Authority::new(ns, &at_home, zones)?;
+        let stubs: Vec<Stub> = zones.iter().map(|zone| Stub::at(zone.origin(), &at_home)).collect();
+        let later = [Stub::at(SCRIPTED_ZONE, &parse_all(&SCRIPTED_ADDRESSES)?)];
+        let resolver = |addresses: &[&str]| Resolver::recursive(ns, &parse_all(addresses)?, &stubs, &later);
+        let resolvers = [resolver(&RESOLVER_ADDRESSES)?, resolver(&PUBLIC_RESOLVER_ADDRESSES)?];
+        Ok(Self { authority, resolvers })
+    }
+}
+
+fn parse_all(texts: &[&str]) -> Result<Vec<IpAddr>> {
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 /// A machine of the lab.
@@ -207,7 +288,11 @@ impl Lab {
         }
         wait_for_carriers(&firewall)?;
         let outside = machines.split_off(spec.inside.len());
-        Ok(Self { firewall, inside: machines, outside })
+        let mut lab = Self { dns: None, firewall, inside: machines, outside };
+        if let Some(zones) = &spec.zones {
+            lab.dns = Some(Dns::new(&lab.internet().ns, zones)?);
+        }
+        Ok(lab)
     }
 
     /// The first cluster machine.
@@ -292,7 +377,8 @@ fn firewall_batch(machines: &[Machine], neighbours: Neighbours) -> Result<String
             writeln!(batch, "route replace {} dev {interface}", IpNet::from(address))?;
         }
         let addresses = machine.link.addresses.iter().copied().map(IpNet::from);
-        for net in machine.link.networks.iter().copied().chain(addresses) {
+        let any = machine.link.any.iter().copied();
+        for net in machine.link.networks.iter().copied().chain(addresses).chain(any) {
             let via = if net.addr().is_ipv4() { machine.v4() } else { machine.v6() };
             writeln!(batch, "route replace {net} via {via} dev {interface} onlink")?;
         }
@@ -302,13 +388,16 @@ fn firewall_batch(machines: &[Machine], neighbours: Neighbours) -> Result<String
 
 fn machine_batch(machine: &Machine, neighbours: Neighbours) -> Result<String> {
     let interface = Machine::INTERFACE;
-    let Link { gateway, machine: own, addresses, .. } = &machine.link;
+    let Link { gateway, machine: own, addresses, any, .. } = &machine.link;
     let mut batch = String::from("link set lo up\n");
     writeln!(batch, "address add {}/32 dev {interface}", own.0)?;
     writeln!(batch, "address add {}/128 dev {interface} nodad", own.1)?;
     for address in addresses {
         let (bits, flags) = if address.is_ipv4() { (32, "") } else { (128, " nodad") };
         writeln!(batch, "address add {address}/{bits} dev lo{flags}")?;
+    }
+    for prefix in any {
+        writeln!(batch, "route add local {prefix} dev lo")?;
     }
     writeln!(batch, "link set {interface} up")?;
     for gateway in [IpAddr::from(gateway.0), gateway.1.into()] {

@@ -112,7 +112,7 @@ fn outcome_of(error: &io::Error) -> Result<Outcome> {
     }
 }
 
-fn any_address(like: SocketAddr) -> SocketAddr {
+pub(crate) fn any_address(like: SocketAddr) -> SocketAddr {
     let any = if like.is_ipv4() { IpAddr::from([0; 4]) } else { IpAddr::from([0; 16]) };
     SocketAddr::new(any, 0)
 }

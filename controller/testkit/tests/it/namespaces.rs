@@ -1,11 +1,11 @@
 //! Namespaces and processes, and that nothing of them stays.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use fw_testkit::{Netns, Process};
+use fw_testkit::{BpfMount, Netns, Process, WorkDir};
 
 fn own_inode() -> u64 {
     std::fs::metadata("/proc/thread-self/ns/net").unwrap().ino()
@@ -113,15 +113,27 @@ impl ExecSleep for Netns {
 fn a_namespace_with_a_child_waits_to_be_interrupted() {
     let ns = Netns::new("victim").unwrap();
     let child = Process::spawn(ns.exec_sleep()).unwrap();
+    let mount = BpfMount::new("victim").unwrap();
     if let Ok(file) = std::env::var("FW_TESTKIT_VICTIM") {
-        std::fs::write(&file, format!("{} {}", ns.name(), child.id())).unwrap();
+        let path = mount.path().to_str().unwrap();
+        std::fs::write(&file, format!("{} {} {path}", ns.name(), child.id())).unwrap();
         assert!(std::env::var_os("FW_KEEP_NETNS").is_none(), "panics as asked");
         std::thread::sleep(Duration::from_secs(60));
     }
 }
 
-/// Starts this test binary on the victim test; gives it with the namespace's path and the child's pid.
-fn victim(label: &str, keeps: bool) -> (Process, std::path::PathBuf, String) {
+struct Victim {
+    process: Process,
+    /// Its namespace.
+    path: PathBuf,
+    /// Its child below `/proc`.
+    child: String,
+    /// Its bpffs.
+    mount: PathBuf,
+}
+
+/// Starts this test binary on the victim test.
+fn victim(label: &str, keeps: bool) -> Victim {
     let file = std::env::temp_dir().join(format!("fw-testkit-{}-{label}", std::process::id()));
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "namespaces::a_namespace_with_a_child_waits_to_be_interrupted"]);
@@ -130,10 +142,15 @@ fn victim(label: &str, keeps: bool) -> (Process, std::path::PathBuf, String) {
         command.env("FW_KEEP_NETNS", "1");
     }
     let process = Process::spawn(command).unwrap();
-    let text = eventually(|| std::fs::read_to_string(&file).ok().filter(|text| text.contains(' ')));
+    let text = eventually(|| std::fs::read_to_string(&file).ok().filter(|text| text.contains(" /run/")));
     std::fs::remove_file(file).unwrap();
-    let (name, pid) = text.split_once(' ').unwrap();
-    (process, Path::new("/run/netns").join(name), format!("/proc/{pid}"))
+    let parts: Vec<&str> = text.split(' ').collect();
+    Victim {
+        process,
+        path: Path::new("/run/netns").join(parts[0]),
+        child: format!("/proc/{}", parts[1]),
+        mount: PathBuf::from(parts[2]),
+    }
 }
 
 fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
@@ -149,33 +166,35 @@ fn eventually<T>(mut look: impl FnMut() -> Option<T>) -> T {
 
 #[test]
 fn an_interrupted_process_leaves_nothing() {
-    let (mut process, path, child) = victim("terminated", false);
-    assert!(path.exists() && Path::new(&child).exists());
+    let Victim { mut process, path, child, mount } = victim("terminated", false);
+    assert!(path.exists() && Path::new(&child).exists() && is_bpffs(&mount));
     let status = process.terminate(GENTLE).unwrap();
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "{status}");
-    assert!(!path.exists());
+    assert!(!path.exists() && !mount.exists());
     eventually(|| (!is_running(&child)).then_some(()));
 }
 
 #[test]
 fn what_a_killed_process_left_goes_with_the_next_start() {
-    let (mut killed, path, child) = victim("killed", false);
+    let Victim { process: mut killed, path, child, mount } = victim("killed", false);
+    assert!(path.exists() && is_bpffs(&mount));
+    // It has no chance to clear up. (Whether it left anything cannot be seen here: a process that another test starts
+    // may have removed it by now.)
     killed.kill().unwrap();
-    assert!(path.exists() && Path::new(&child).exists(), "kill -9 leaves no chance to clear up");
-    let (mut next, ..) = victim("next", false);
-    assert!(!path.exists());
+    let mut next = victim("next", false).process;
+    assert!(!path.exists() && !mount.exists());
     eventually(|| (!is_running(&child)).then_some(()));
     next.terminate(GENTLE).unwrap();
 }
 
 #[test]
 fn a_failed_test_can_keep_its_namespaces_and_says_how_to_look() {
-    let (mut process, path, _) = victim("kept", true);
+    let Victim { mut process, path, .. } = victim("kept", true);
     let line = process.wait_for_line("kept: ip netns exec", GENTLE).unwrap();
     assert!(line.contains(path.file_name().unwrap().to_str().unwrap()), "{line}");
     assert!(!process.wait(GENTLE).unwrap().success());
     // Another process may have removed it already, which is what shall happen to it.
-    let (mut next, ..) = victim("after-kept", false);
+    let mut next = victim("after-kept", false).process;
     next.terminate(GENTLE).unwrap();
     assert!(!path.exists());
 }
@@ -183,4 +202,31 @@ fn a_failed_test_can_keep_its_namespaces_and_says_how_to_look() {
 /// An orphan's end is a zombie until pid 1 has reaped it.
 fn is_running(process: &str) -> bool {
     std::fs::read_to_string(format!("{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn is_bpffs(path: &Path) -> bool {
+    nix::sys::statfs::statfs(path).is_ok_and(|of| of.filesystem_type() == nix::sys::statfs::BPF_FS_MAGIC)
+}
+
+#[test]
+fn a_bpffs_goes_with_its_guard_and_what_is_in_it_too() {
+    let mount = BpfMount::new("guard").unwrap();
+    let path = mount.path().to_owned();
+    assert!(is_bpffs(&path));
+    std::fs::create_dir(path.join("of-ours")).unwrap();
+    let beside = BpfMount::new("guard").unwrap();
+    assert!(!beside.path().join("of-ours").exists(), "each is a file system of its own");
+    drop(mount);
+    assert!(!path.exists() && is_bpffs(beside.path()));
+}
+
+#[test]
+fn a_directory_goes_with_its_guard_and_what_is_in_it_too() {
+    let directory = WorkDir::new("guard").unwrap();
+    let file = directory.write("file", "text").unwrap();
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "text");
+    let path = directory.path().to_owned();
+    drop(directory);
+    assert!(!path.exists());
+    assert!(WorkDir::new("../elsewhere").is_err());
 }
