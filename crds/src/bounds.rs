@@ -21,3 +21,15 @@ pub const MAX_ADDRESSES: usize = 256;
 pub const MAX_SSH_PORTS: usize = 16;
 /// Lines per second, and burst, of the drop log.
 pub const MAX_LOG_RATE: u32 = 1_000_000;
+/// Characters of a regular expression over names.
+pub const MAX_REGEX: usize = 1_024;
+/// Upstream resolvers of the DNS proxy.
+pub const MAX_UPSTREAMS: usize = 16;
+/// Interfaces with a fastpath mode of their own.
+pub const MAX_FASTPATH_INTERFACES: usize = 256;
+/// Seconds of a TTL clamp or of the grace period: a week.
+pub const MAX_SECONDS: u32 = 604_800;
+/// Names that may be learned, in all and by one pattern.
+pub const MAX_NAMES: u32 = 1_048_576;
+/// Addresses of one name that may be learned.
+pub const MAX_ADDRESSES_PER_NAME: u32 = 65_536;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::bounds::{MAX_ADDRESSES, MAX_LOG_RATE, MAX_NETWORKS, MAX_PREFIXES, MAX_SSH_PORTS};
+use crate::dns::{DnsFallbackSpec, DnsSpec, FastpathSpec};
 use crate::schema;
 
 /// Settings of a firewall. Both spellings in the field are taken: that of 2020 and the last one of v1.
@@ -56,13 +57,23 @@ pub struct FirewallSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NETWORKS))]
     pub firewall_networks: Option<Vec<FirewallNetwork>>,
-    /// Resolver for names in policies.
+    /// Resolvers the DNS proxy asks, after those of dns.upstreams: an address, or several with spaces or commas between
+    /// them, each with a port if it is not 53.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dns_server_address: Option<String>,
-    /// Port of the DNS proxy.
+    /// Port of the DNS proxy. Missing or 0: 5353.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65535))]
     pub dns_port: Option<i64>,
+    /// The DNS proxy and what is learned from its answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsSpec>,
+    /// While the DNS proxy is away: whether DNS to well-known and configured resolvers passes. Default allow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_fallback: Option<DnsFallbackSpec>,
+    /// Where packets are judged before nftables.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fastpath: Option<FastpathSpec>,
     /// Log accepted connections too, within the limit of dropLog.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_accepted_connections: Option<bool>,

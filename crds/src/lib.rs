@@ -5,6 +5,7 @@
 //! `fw-intake` reads JSON trees. The schema is the strict side; it takes all that the Go product served.
 
 mod bounds;
+mod dns;
 mod firewall;
 #[allow(unreachable_pub, reason = "KubeSchema copies each struct into a function, where `pub` has no reach")]
 mod policy;
@@ -15,8 +16,13 @@ use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 pub use bounds::{
-    MAX_ADDRESSES, MAX_EXCEPTS, MAX_LOG_RATE, MAX_NETWORKS, MAX_PEERS, MAX_PORTS, MAX_PREFIXES, MAX_RULES,
-    MAX_SELECTORS, MAX_SSH_PORTS,
+    MAX_ADDRESSES, MAX_ADDRESSES_PER_NAME, MAX_EXCEPTS, MAX_FASTPATH_INTERFACES, MAX_LOG_RATE, MAX_NAMES,
+    MAX_NETWORKS, MAX_PEERS, MAX_PORTS, MAX_PREFIXES, MAX_REGEX, MAX_RULES, MAX_SECONDS, MAX_SELECTORS,
+    MAX_SSH_PORTS, MAX_UPSTREAMS,
+};
+pub use dns::{
+    DnsFallbackSpec, DnsSpec, EncryptedSpec, FastpathInterface, FastpathModeSpec, FastpathSpec,
+    InterceptSpec, OtherNamesSpec, UpstreamSpec,
 };
 pub use firewall::{
     AllowedNetworks, Counter, DeviceStats, DropLogSpec, DropLogStats, DropLogTargetSpec, EgressNat, Firewall,

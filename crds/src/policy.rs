@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::bounds::{MAX_EXCEPTS, MAX_PEERS, MAX_PORTS, MAX_RULES, MAX_SELECTORS};
+use crate::bounds::{MAX_EXCEPTS, MAX_PEERS, MAX_PORTS, MAX_REGEX, MAX_RULES, MAX_SELECTORS};
 use crate::schema;
 
 /// What may enter and leave the cluster through the firewall. Policies add up; nothing else passes.
@@ -112,18 +112,22 @@ pub struct PolicyPort {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.matchName) || has(self.matchPattern)")
-        .message("write matchName or matchPattern")
+    validation = Rule::new("has(self.matchName) || has(self.matchPattern) || has(self.matchRegex)")
+        .message("write matchName, matchPattern or matchRegex")
 )]
 pub struct FqdnSelector {
     /// One name, such as www.example.com.
-    #[schemars(regex(pattern = r"^([-a-zA-Z0-9_]+[.]?)+$"), length(max = 254))]
+    #[schemars(regex(pattern = r"^(([-a-zA-Z0-9_]|[^\x00-\x7F])+[.]?)+$"), length(max = 254))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub match_name: Option<String>,
     /// Names by a pattern; `*` stands for any characters, dots too: *.example.com.
-    #[schemars(regex(pattern = r"^([-a-zA-Z0-9_*]+[.]?)+$"), length(max = 254))]
+    #[schemars(regex(pattern = r"^(([-a-zA-Z0-9_*]|[^\x00-\x7F])+[.]?)+$"), length(max = 254))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub match_pattern: Option<String>,
+    /// Names by a regular expression over the whole name, in lower case; no look-around, no back-references.
+    #[schemars(length(max = MAX_REGEX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub match_regex: Option<String>,
 }
 
 /// What became of the policy.

@@ -17,9 +17,14 @@ pub(crate) fn cidrs<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema
 /// Longest text of a prefix: an IPv6 address with an IPv4 tail and a length.
 const MAX_CIDR: usize = 49;
 
+/// An address. Only the characters are checked here.
+pub(crate) fn address(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^[0-9a-fA-F:.]+$", "maxLength": 45 })
+}
+
 /// A list of at most `MAX` addresses. Only the characters are checked here.
-pub(crate) fn addresses<const MAX: usize>(_: &mut SchemaGenerator) -> Schema {
-    let item = json_schema!({ "type": "string", "pattern": "^[0-9a-fA-F:.]+$", "maxLength": 45 });
+pub(crate) fn addresses<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema {
+    let item = address(generator);
     json_schema!({ "type": "array", "maxItems": MAX, "items": item })
 }
 
@@ -47,6 +52,16 @@ pub(crate) fn count(_: &mut SchemaGenerator) -> Schema {
 /// A rate of the Go type uint32.
 pub(crate) fn rate(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX })
+}
+
+/// Bits of a mark, in hexadecimal or as the number that YAML makes of it.
+pub(crate) fn mask(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "minimum": 0,
+        "maximum": u32::MAX,
+        "pattern": "^0x[0-9a-fA-F]{1,8}$",
+    })
 }
 
 /// Any object, kept as it is.

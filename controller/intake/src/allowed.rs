@@ -1,5 +1,7 @@
 //! `allowedNetworks`: the limits of what policies and Services may open (semantics.md section 4).
 
+use std::collections::BTreeSet;
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use fw_policy::{Block, Peers};
@@ -62,6 +64,14 @@ impl Limit {
     fn within(written: Vec<IpNet>, cluster: &[IpNet]) -> Self {
         let joined = join(written.iter().chain(cluster).copied().collect());
         Self::Within { written, joined }
+    }
+
+    /// The prefixes inside which addresses may be opened; `None`: everywhere.
+    pub(crate) fn prefixes(&self) -> Option<BTreeSet<IpNet>> {
+        match self {
+            Self::None => None,
+            Self::Within { joined, .. } => Some(joined.iter().copied().collect()),
+        }
     }
 
     /// True when every address of the prefix may be opened.

@@ -72,7 +72,7 @@ impl<'v> Field<'v> {
             None => false,
             Some(Value::Object(_)) => true,
             Some(other) => {
-                wrong_type(report, &self.path, "a map", other);
+                wrong_type(report, &self.path, "a map", other, IGNORED);
                 false
             }
         }
@@ -109,7 +109,7 @@ impl<'v> Field<'v> {
             None => return List { empty: true, whole: true, entries: Vec::new() },
             Some(Value::Array(items)) => items,
             Some(other) => {
-                wrong_type(report, &self.path, "a list", other);
+                wrong_type(report, &self.path, "a list", other, IGNORED);
                 return List { empty: false, whole: false, entries: Vec::new() };
             }
         };
@@ -135,9 +135,19 @@ impl<'v> Field<'v> {
         self.scalar("a text", Value::as_str, report)
     }
 
+    /// A text; the finding about anything else says what becomes of it.
+    pub(crate) fn text_or(&self, effect: &str, report: &mut Report) -> Read<&'v str> {
+        self.scalar_or("a text", Value::as_str, effect, report)
+    }
+
     /// `true` or `false`.
     pub(crate) fn boolean(&self, report: &mut Report) -> Read<bool> {
         self.scalar("true or false", Value::as_bool, report)
+    }
+
+    /// The value as it is.
+    pub(crate) fn raw(&self) -> Option<&'v Value> {
+        self.value
     }
 
     /// A whole number. Digits in quotes count: the Go types took "443" for the number.
@@ -146,11 +156,21 @@ impl<'v> Field<'v> {
     }
 
     fn scalar<T>(&self, wanted: &str, read: impl Fn(&'v Value) -> Option<T>, report: &mut Report) -> Read<T> {
+        self.scalar_or(wanted, read, IGNORED, report)
+    }
+
+    fn scalar_or<T>(
+        &self,
+        wanted: &str,
+        read: impl Fn(&'v Value) -> Option<T>,
+        effect: &str,
+        report: &mut Report,
+    ) -> Read<T> {
         let Some(value) = self.value else { return Read::Missing };
         match read(value) {
             Some(value) => Read::Valid(value),
             None => {
-                wrong_type(report, &self.path, wanted, value);
+                wrong_type(report, &self.path, wanted, value, effect);
                 Read::Invalid
             }
         }
@@ -166,7 +186,9 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
-fn wrong_type(report: &mut Report, path: &str, wanted: &str, value: &Value) {
+const IGNORED: &str = "it counts for nothing";
+
+fn wrong_type(report: &mut Report, path: &str, wanted: &str, value: &Value, effect: &str) {
     let is = match value {
         Value::Null => "empty".to_owned(),
         Value::Array(_) | Value::Object(_) => kind_of(value).to_owned(),
@@ -175,7 +197,7 @@ fn wrong_type(report: &mut Report, path: &str, wanted: &str, value: &Value) {
     report.error(
         path,
         Reason::InvalidType,
-        format_args!("must be {wanted} and is {is}; it counts for nothing"),
+        format_args!("must be {wanted} and is {is}; {effect}"),
         format_args!("write {wanted}"),
     );
 }

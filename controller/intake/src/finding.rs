@@ -73,8 +73,6 @@ pub enum Reason {
     InvalidSelector,
     /// A DNS selector matches more than its author may think.
     WideSelector,
-    /// DNS names are kept but not enforced by this version.
-    NamesNotEnforced,
     /// `to` and `toFQDNs` in one rule.
     ToBesideToFQDNs,
     /// A field has the wrong JSON type.

@@ -8,14 +8,16 @@ use serde_json::Value;
 
 use crate::address::read_prefixes;
 use crate::allowed::Allowed;
+use crate::dns::read_dns;
 use crate::facts::HostFacts;
+use crate::fastpath::read_fastpath;
 use crate::field::{Field, Read};
 use crate::finding::Reason;
 use crate::inside;
 use crate::network::{NetworkKind, read_networks, read_rate_limits, read_source_nat};
 use crate::ports::read_port;
 use crate::report::Report;
-use crate::text::quoted;
+use crate::values::{read_bounded, read_choice};
 
 /// Fields that are accepted because manifests in the field have them, and why they do nothing.
 const IGNORED: [(&str, &str); 7] = [
@@ -29,7 +31,7 @@ const IGNORED: [(&str, &str); 7] = [
 ];
 
 /// All other fields of `spec`.
-const KNOWN: [&str; 17] = [
+const KNOWN: [&str; 20] = [
     "interval",
     "dryrun",
     "ratelimits",
@@ -39,6 +41,9 @@ const KNOWN: [&str; 17] = [
     "firewallNetworks",
     "dnsServerAddress",
     "dnsPort",
+    "dns",
+    "dnsFallback",
+    "fastpath",
     "logAcceptedConnections",
     "allowedNetworks",
     "insideInterfaces",
@@ -81,6 +86,7 @@ pub(crate) fn read_firewall(body: &Value, facts: &HostFacts, report: &mut Report
     }
     let cluster: Vec<IpNet> = inside.prefixes.iter().copied().collect();
     let allowed = Allowed::read(&spec.get("allowedNetworks"), &cluster, report);
+    let dns = read_dns(&spec, &allowed.egress, facts, report);
     let firewall = Firewall {
         inside,
         internal_prefixes: read_prefixes(&spec.get("internalprefixes"), fw_crds::MAX_PREFIXES, report).nets,
@@ -92,8 +98,8 @@ pub(crate) fn read_firewall(body: &Value, facts: &HostFacts, report: &mut Report
         log_accepted: read_switch(&spec.get("logAcceptedConnections"), report),
         dry_run: read_switch(&spec.get("dryrun"), report),
         host,
-        dns: fw_policy::Dns::default(),
-        fastpath: fw_policy::Fastpath::default(),
+        dns,
+        fastpath: read_fastpath(&spec.get("fastpath"), report),
     };
     (firewall, allowed)
 }
@@ -105,13 +111,6 @@ fn report_ignored(spec: &Field<'_>, report: &mut Report) {
         let field = spec.get(key);
         if !field.is_missing() {
             report.info(&field.path, Reason::IgnoredField, format_args!("has no effect: {why}"), "remove it");
-        }
-    }
-    for key in ["dnsServerAddress", "dnsPort"] {
-        let field = spec.get(key);
-        if !field.is_missing() {
-            let message = "has no effect yet: rules by DNS name are not enforced by this version";
-            report.info(&field.path, Reason::NamesNotEnforced, message, "nothing to do");
         }
     }
     for path in spec.unknown_keys(&known) {
@@ -151,32 +150,6 @@ fn read_drop_log(spec: &Field<'_>, report: &mut Report) -> DropLog {
         to: read_choice(&field.get("to"), &targets, report).unwrap_or(default.to),
         group: read_bounded(&spec.get("nflogGroup"), 0, u16::MAX, report).unwrap_or(default.group),
     }
-}
-
-/// A number in bounds; otherwise the default holds, and a finding says so.
-fn read_bounded<T>(field: &Field<'_>, min: T, max: T, report: &mut Report) -> Option<T>
-where
-    T: TryFrom<i64> + PartialOrd + std::fmt::Display + Copy,
-{
-    let number = field.integer(report).valid()?;
-    let value = T::try_from(number).ok().filter(|value| *value >= min && *value <= max);
-    if value.is_none() {
-        let message = format_args!("{number} is out of bounds; the default holds");
-        report.error(&field.path, Reason::InvalidValue, message, format_args!("write {min} to {max}"));
-    }
-    value
-}
-
-/// One of some words; otherwise the default holds, and a finding says so.
-fn read_choice<T: Copy>(field: &Field<'_>, choices: &[(&str, T)], report: &mut Report) -> Option<T> {
-    let text = field.text(report).valid()?;
-    let choice = choices.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-    if choice.is_none() {
-        let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
-        let message = format_args!("{} is none of the choices; the default holds", quoted(text));
-        report.error(&field.path, Reason::InvalidValue, message, format_args!("write {}", words.join(", ")));
-    }
-    choice
 }
 
 /// The SSH ports, where host protection is on. Never an empty set: it would lock the operator out.

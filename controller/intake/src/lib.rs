@@ -9,7 +9,9 @@
 
 mod address;
 mod allowed;
+mod dns;
 mod facts;
+mod fastpath;
 mod field;
 mod finding;
 mod firewall;
@@ -26,6 +28,7 @@ mod report;
 mod selectors;
 mod service;
 mod text;
+mod values;
 
 pub use facts::{HostFacts, Interface};
 pub use finding::{Finding, Reason, Severity, Subject};

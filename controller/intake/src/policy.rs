@@ -117,16 +117,7 @@ fn read_destinations(rule: &Field<'_>, to: &Field<'_>, list: &List<'_>, report: 
     if !list.empty {
         return blocks_or_any(list, report);
     }
-    let selectors = read_selectors(&names, report);
-    if !selectors.is_empty() {
-        report.warning(
-            &names.path,
-            Reason::NamesNotEnforced,
-            "rules by DNS name are not enforced by this version; the rule opens nothing",
-            "use to with the addresses until then",
-        );
-    }
-    Peers::Names(selectors)
+    Peers::Names(read_selectors(&names, report))
 }
 
 /// False for a rule of which nothing is left.

@@ -3,7 +3,7 @@
 use std::fmt::{Debug, Display, Write};
 
 use fw_intake::Intake;
-use fw_policy::{Block, Firewall, FqdnSelector, Peers, Ports, Rule, Sources};
+use fw_policy::{Block, Dns, Firewall, FqdnSelector, Peers, Ports, Rule, Sources, Upstream};
 
 pub(crate) fn dump(intake: &Intake) -> String {
     let mut out = String::new();
@@ -53,6 +53,8 @@ fn firewall(firewall: &Firewall, out: &mut String) {
         log_accepted,
         dry_run,
         host,
+        dns,
+        fastpath,
     } = firewall;
     let standard = Firewall::default();
     writeln!(out, "  inside {:?}: {}; {}", inside.basis, join(&inside.interfaces), join(&inside.prefixes))
@@ -78,6 +80,45 @@ fn firewall(firewall: &Firewall, out: &mut String) {
         let sessions = host.live_sessions.len();
         writeln!(out, "  host protection: ssh {ssh}; underlay {underlay}; {sessions} live sessions").unwrap();
     }
+    dns_lines(out, dns, &standard.dns);
+    changed(out, "fastpath mode", &fastpath.mode, &standard.fastpath.mode);
+    for (name, mode) in &fastpath.interfaces {
+        writeln!(out, "  fastpath mode of {name}: {mode:?}").unwrap();
+    }
+    let mask = format!("{:#010x}", fastpath.mark_mask);
+    line(out, "mark mask", fastpath.mark_mask == standard.fastpath.mark_mask, &mask);
+}
+
+fn dns_lines(out: &mut String, dns: &Dns, standard: &Dns) {
+    changed(out, "dns intercept", &dns.intercept, &standard.intercept);
+    changed(out, "dns port", &dns.port, &standard.port);
+    let upstream = |upstream: &Upstream| match &upstream.tls_name {
+        Some(name) => format!("{} as {name}", upstream.address),
+        None => upstream.address.to_string(),
+    };
+    line(out, "dns upstreams", dns.upstreams.is_empty(), &join(dns.upstreams.iter().map(upstream)));
+    changed(out, "dns other names", &dns.other_names, &standard.other_names);
+    changed(out, "dns fallback", &dns.fallback, &standard.fallback);
+    changed(out, "dns over tls", &dns.dot, &standard.dot);
+    changed(out, "dns over https", &dns.doh, &standard.doh);
+    line(out, "dns over https endpoints", dns.doh_endpoints.is_empty(), &join(&dns.doh_endpoints));
+    line(out, "dns private prefixes", dns.private_prefixes.is_empty(), &join(&dns.private_prefixes));
+    if let Some(allowed) = &dns.allowed {
+        line(out, "names may open", false, &join(allowed));
+    }
+    let figures = |dns: &Dns| {
+        [
+            ("ttl min", dns.ttl_min),
+            ("ttl max", dns.ttl_max),
+            ("grace", dns.grace),
+            ("max names", dns.max_names),
+            ("max names per pattern", dns.max_names_per_pattern),
+            ("max addresses per name", dns.max_addresses_per_name),
+        ]
+    };
+    for ((what, figure), (_, usual)) in figures(dns).into_iter().zip(figures(standard)) {
+        changed(out, &format!("dns {what}"), &figure, &usual);
+    }
 }
 
 fn changed<T: Debug + PartialEq>(out: &mut String, what: &str, value: &T, standard: &T) {
@@ -99,6 +140,7 @@ fn peers(rule: &Rule) -> String {
         Peers::Names(names) => join(names.iter().map(|name| match name {
             FqdnSelector::Name(name) => format!("name {name}"),
             FqdnSelector::Pattern(pattern) => format!("pattern {pattern}"),
+            FqdnSelector::Regex(regex) => format!("regex {regex}"),
         })),
     }
 }
