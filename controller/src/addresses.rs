@@ -192,7 +192,7 @@ async fn present(handle: &Handle) -> Result<Present, rtnetlink::Error> {
 }
 
 /// IFA_LOCAL where there is one (point-to-point links have the peer in IFA_ADDRESS), else IFA_ADDRESS.
-fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+pub(crate) fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

@@ -31,7 +31,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, fault};
+use crate::{addresses, fault, names};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -61,38 +61,53 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let kernel = open_kernel().context("the firewall cannot work here")?;
     let (port, features) = (kernel.port(), control::kernel_lines(kernel.features()));
     let host = Box::new(ThisMachine::new(args.firewall_name.clone()));
-    let reconciler = Reconciler::start(Box::new(kernel), host, Box::new(memory), remembered, Instant::now());
+    let problems = Problems::default();
+    let options = names::Options {
+        bpf_dir: args.bpf_dir.clone(),
+        state_dir: record.state.is_some().then(|| args.state_dir.clone()),
+    };
+    let (names, path) = names::start(options, problems.clone());
+    let reconciler =
+        Reconciler::start(Box::new(kernel), host, Box::new(memory), path, remembered, Instant::now());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(serve(&args, reconciler, port, features, kept, record));
+    let parts = Parts { reconciler, names, problems, port, features, kept, record };
+    let result = runtime.block_on(serve(&args, parts));
     runtime.shutdown_background();
     persister.stop();
     result
 }
 
-async fn serve(
-    args: &RunArgs,
+/// What was made before the runtime.
+struct Parts {
     reconciler: Reconciler,
+    names: names::Handle,
+    problems: Problems,
     port: u32,
-    kernel: BTreeMap<String, String>,
+    features: BTreeMap<String, String>,
     kept: Groups,
     record: AddressRecord,
-) -> anyhow::Result<()> {
+}
+
+async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
+    let Parts { reconciler, names, problems, port, features: kernel, kept, record } = parts;
     let (view, mut views) = watch::channel(Arc::new(View::default()));
     let (addresses, wanted_addresses) = watch::channel(None);
     let counter_interval = Duration::from_secs(args.counter_interval.into());
     let jobs = worker::start(reconciler, Outputs { view, addresses }, counter_interval);
+    names.set_jobs(jobs.clone());
     watch_table(port, jobs.clone());
 
     let source: Box<dyn Source> = Box::new(ManifestDirectory::new(args.manifests.clone(), &kept));
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
-    let (rescan, problems) = (Arc::new(Notify::new()), Problems::default());
+    let rescan = Arc::new(Notify::new());
     let (snapshots, mut latest) = watch::channel(None);
     let mut source = tokio::spawn(source.run(snapshots, Arc::clone(&rescan)));
     let server = Server {
         view: views.clone(),
         jobs: jobs.clone(),
+        names,
         identification,
         problems: problems.clone(),
         counters: Counters::default(),

@@ -42,6 +42,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         }
         Command::Run(args) => app::run(args).map(|()| ExitCode::SUCCESS),
         Command::Status(args) => client::status(&args),
+        Command::Dns(args) => client::dns(&args),
         Command::Legend(args) => client::legend(&args),
         Command::Flush(args) => client::flush(&args),
         Command::Crds => print(fw_crds::crds_yaml()?),

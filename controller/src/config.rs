@@ -7,6 +7,8 @@ use clap_complete::Shell;
 
 /// Where the running controller keeps what must survive it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/firewall-controller";
+/// Where the eBPF programs and maps are pinned; a bpffs of ours is mounted there.
+pub const DEFAULT_BPF_DIR: &str = "/run/firewall-controller/bpf";
 /// Where the running controller is asked.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/firewall-controller/control.sock";
 
@@ -105,6 +107,15 @@ pub enum Command {
         Exit code 0 = the rules are enforced, 1 = the controller could not be asked, 3 = NOT ENFORCING."
     )]
     Status(StatusArgs),
+    /// Show what the running controller has learned from DNS answers
+    #[command(
+        long_about = "Shows what the running controller has learned from DNS answers: each name with its addresses, until \
+        when they are allowed, by which policies, and how often they were used. Without NAME the figures of the proxy \
+        and all names.",
+        after_help = "Examples:\n  firewall-controller dns\n  firewall-controller dns www.example.com\n\n\
+        Exit code 0 = known, 1 = the controller could not be asked, 3 = NAME is not known."
+    )]
+    Dns(DnsArgs),
     /// List the rules of the running controller with the objects they come from
     #[command(after_help = "Example:\n  firewall-controller legend | grep allow-web")]
     Legend(ClientArgs),
@@ -139,7 +150,10 @@ pub struct RunArgs {
     /// Where the last complete set of objects and the counters are kept across restarts; not below the manifests.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Unix socket on which `status`, `explain`, `legend` and `flush` are served (mode 0660).
+    /// Where the eBPF programs and maps are pinned, so that they survive a restart; a bpffs is mounted there.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
+    pub bpf_dir: PathBuf,
+    /// Unix socket on which `status`, `dns`, `explain`, `legend` and `flush` are served (mode 0660).
     #[arg(long, value_name = "PATH", default_value = DEFAULT_CONTROL_SOCKET)]
     pub control_socket: PathBuf,
     /// Name of the Firewall object that is this machine's. Not given: the only one there is, or the one called
@@ -244,6 +258,20 @@ pub struct StatusArgs {
     pub client: ClientArgs,
 }
 
+/// `dns`
+#[derive(Debug, Args)]
+pub struct DnsArgs {
+    /// One name.
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// How to reach the running controller.
+    #[command(flatten)]
+    pub client: ClientArgs,
+}
+
 /// `flush`
 #[derive(Debug, Args)]
 pub struct FlushArgs {
@@ -253,6 +281,9 @@ pub struct FlushArgs {
     /// State directory to clear when no controller runs.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
+    /// Pinned eBPF programs to remove when no controller runs.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
+    pub bpf_dir: PathBuf,
     /// How to reach the running controller.
     #[command(flatten)]
     pub client: ClientArgs,

@@ -6,6 +6,7 @@
 //! {"request": "status"}                       the status, in the shape of the Firewall object
 //! {"request": "findings"}                     what is wrong, a list of lines
 //! {"request": "explain", "packet": "tcp 10.0.1.5:40000 -> 1.2.3.4:443 in vrf104009 out vlan179"}
+//! {"request": "dns", "name": "www.example.com"}  what was learned from DNS answers
 //! {"request": "legend"}                       rules and the objects they come from
 //! {"request": "flush"}                        remove the table, stay up
 //! {"request": "undo-flush"}                   enforce again
@@ -32,6 +33,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::explain::explain;
+use crate::names;
 use crate::packet_text;
 use crate::problems::Problems;
 use crate::reconcile::View;
@@ -65,6 +67,12 @@ pub enum Request {
     Explain {
         /// As [`packet_text::parse`] takes it.
         packet: String,
+    },
+    /// What was learned from DNS answers, and the figures of the proxy.
+    Dns {
+        /// Names that contain this; all of them when missing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
     /// Rules and the objects they come from.
     Legend,
@@ -111,6 +119,8 @@ pub struct Server {
     pub view: watch::Receiver<Arc<View>>,
     /// The reconciler.
     pub jobs: Sender<Job>,
+    /// The thread of names.
+    pub names: names::Handle,
     /// Who we are.
     pub identification: Identification,
     /// Problems of other parts than the reconciler.
@@ -258,7 +268,8 @@ impl Server {
                 let view = self.latest();
                 Ok(view.findings.iter().map(ToString::to_string).collect())
             }
-            Request::Explain { packet } => self.explain(&packet),
+            Request::Explain { packet } => self.explain(&packet).await,
+            Request::Dns { name } => self.dns(name).await,
             Request::Legend => {
                 let view = self.latest();
                 to_value(&view.enforced.as_ref().map(|judged| legend(&judged.ruleset)).unwrap_or_default())
@@ -280,17 +291,28 @@ impl Server {
         }
         let mut view = View::clone(&self.latest());
         view.problems.extend(self.problems.lines());
-        let status = status::status(&view, &self.identification, self.counters.value(), SystemTime::now());
+        let names = self.names.show(names::Question::Summary).await.unwrap_or(Value::Null);
+        let mut status =
+            status::status(&view, &self.identification, self.counters.value(), SystemTime::now());
+        status::add_names(&mut status, names);
         serde_json::to_value(status).unwrap_or(Value::Null)
     }
 
-    fn explain(&self, packet: &str) -> Result<Value, String> {
+    async fn dns(&self, name: Option<String>) -> Result<Value, String> {
+        let slow = || "the thread of names does not answer".to_owned();
+        let summary = self.names.show(names::Question::Summary).await.ok_or_else(slow)?;
+        let listed = self.names.show(names::Question::Names(name)).await.ok_or_else(slow)?;
+        Ok(json!({"figures": summary, "learned": listed}))
+    }
+
+    async fn explain(&self, packet: &str) -> Result<Value, String> {
         let packet = packet_text::parse(packet).map_err(|error| error.to_string())?;
         let view = self.latest();
         let Some(judged) = view.enforced.as_ref().or(view.wanted.as_ref()) else {
             return Err("no objects have been read yet".to_owned());
         };
-        let mut answer = explain(&judged.set, &judged.ruleset, &packet);
+        let known = self.names.known(packet.destination).await;
+        let mut answer = explain(&judged.set, &judged.ruleset, &packet, &known);
         if view.enforced.is_none() {
             answer.reason.push_str("; these rules are not in force: ");
             answer.reason.push_str(&status::headline(&view));

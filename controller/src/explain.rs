@@ -9,6 +9,8 @@ use fw_policy::{
 use fw_ruleset::{Ruleset, evaluate};
 use serde::{Deserialize, Serialize};
 
+use crate::names::Known;
+
 /// Near misses that are listed.
 const MAX_NEAR: usize = 3;
 
@@ -56,15 +58,19 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Explains a packet by the reference, with the counter that the compiled ruleset gives it.
-pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet) -> Explanation {
-    let decision = set.decide(packet);
-    let evaluation = evaluate(ruleset, packet);
+/// Explains a packet by the reference, with the counter that the compiled ruleset gives it. `known`: what is known of
+/// its destination from DNS answers.
+pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet, known: &Known) -> Explanation {
+    let decision = set.decide_with(packet, &known.learned);
     let mut reason = reason(set, packet, &decision.why);
-    if evaluation.accepted != decision.accepted {
+    // What a name allows is decided by what is in the eBPF maps at the moment, which the ruleset does not say.
+    if !matches!(decision.why, Why::Name { .. }) && evaluate(ruleset, packet).accepted != decision.accepted {
         reason.push_str(
             "; BUT the compiled ruleset decides otherwise: this is a fault of the controller, report it",
         );
+    }
+    if !known.names.is_empty() {
+        reason.push_str(&format!("; {} was learned from {}", packet.destination, known.names.join(", ")));
     }
     let near =
         if decision.why == Why::Drop(DropReason::Policy) { near_misses(set, packet) } else { Vec::new() };
@@ -73,7 +79,7 @@ pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet) -> Explanati
         accepted: decision.accepted,
         reason,
         decided_by: origin(&decision.why).map(|origin| origin.to_string()),
-        counter: evaluation.comment,
+        counter: Some(decision.why.counter()),
         remedy: remedy(set, packet, &decision.why),
         near,
     }
@@ -88,6 +94,13 @@ fn reason(set: &PolicySet, packet: &Packet, why: &Why) -> String {
         }
         Why::Ingress { policy, .. } => format!("the ingress policy {policy} allows it"),
         Why::Egress { policy, .. } => format!("the egress policy {policy} allows it"),
+        Why::Name { policy, selector, .. } => {
+            format!("the egress policy {policy} allows it by the name {}", selector.text())
+        }
+        Why::EncryptedDns { .. } => "the Firewall allows encrypted DNS".to_owned(),
+        Why::DnsFallback { .. } => {
+            "it is DNS to a known resolver, which passes while the DNS proxy does not answer".to_owned()
+        }
         Why::Service(name) => format!("it goes to the LoadBalancer Service {name}"),
         Why::Drop(DropReason::Policy) => match direction(set, packet) {
             Direction::Egress => "no egress policy allows it".to_owned(),
@@ -122,7 +135,10 @@ fn origin(why: &Why) -> Option<Origin> {
             name: name.clone(),
             field: String::new(),
         }),
-        Why::Established | Why::Icmp | Why::Drop(_) => None,
+        Why::Name { policy, .. } => Some(Origin::policy(policy, "spec.egress[].toFQDNs")),
+        Why::Established | Why::Icmp | Why::EncryptedDns { .. } | Why::DnsFallback { .. } | Why::Drop(_) => {
+            None
+        }
     }
 }
 
@@ -136,6 +152,10 @@ fn remedy(set: &PolicySet, packet: &Packet, why: &Why) -> Option<String> {
                 .to_owned()
         }
         DropReason::UnsupportedProtocol => "policies can allow TCP and UDP only".to_owned(),
+        DropReason::EncryptedDns => {
+            "spec.dns.dot or spec.dns.doh of the Firewall refuses it; DNS over UDP and TCP goes through the proxy"
+                .to_owned()
+        }
         DropReason::Bgp => "BGP to the machines is never forwarded under host protection".to_owned(),
         DropReason::Invalid => "nothing can allow packets that conntrack calls invalid".to_owned(),
     })
@@ -269,6 +289,7 @@ mod tests {
             &set,
             &fw_ruleset::compile(&set, fw_ruleset::DEFAULT_CELL_LIMIT).ruleset,
             &parse(packet).unwrap(),
+            &Known::default(),
         )
     }
 

@@ -4,12 +4,14 @@
 //! the first passage, `FW_FAULT=before-persist:3` at the third.
 
 /// Points that exist, in the order in which an edit passes them.
-pub const POINTS: [&str; 7] = [
+pub const POINTS: [&str; 9] = [
+    "after-withdraw",
     "before-commit",
     "before-build",
     "before-send",
     "after-send-before-ack",
     "after-ack",
+    "before-install",
     "before-persist",
     "after-persist",
 ];

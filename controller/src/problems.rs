@@ -24,6 +24,11 @@ impl Problems {
         }
     }
 
+    /// That part has no problem.
+    pub fn clear(&self, part: &'static str) {
+        self.set(part, Vec::new());
+    }
+
     /// All of them.
     pub fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()

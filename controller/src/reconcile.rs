@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use fw_intake::{Finding, HostFacts, Manifest, Objects};
+use fw_names::indexes::Indexes;
 use fw_nft::{Drift, Error, Kernel, Receipt};
-use fw_policy::{IfName, InsideBasis, ObjectKind};
-use fw_ruleset::{DEFAULT_CELL_LIMIT, Plan, Ruleset, compile, plan};
+use fw_policy::{IfName, InsideBasis, ObjectKind, Protocol};
+use fw_ruleset::ir::Family;
+use fw_ruleset::{DEFAULT_CELL_LIMIT, Plan, Ruleset, compile_with, plan};
 use tracing::{debug, error, info, warn};
 
 use crate::fault;
@@ -21,11 +23,13 @@ use crate::source::Snapshot;
 use crate::telemetry::chain;
 use figures::Figures;
 use held::{Held, remakes};
+pub use names::{Installation, NamePath, NoNames, Prepared};
 pub use stored::{KernelRecord, Memory, Remembered, StoredSnapshot};
 pub use view::{Basis, DryRun, Judged, State, Tally, View};
 
 mod figures;
 mod held;
+mod names;
 mod start;
 mod stored;
 mod view;
@@ -57,6 +61,14 @@ pub struct Reconciler {
     kernel: Box<dyn Kernel>,
     host: Box<dyn Host>,
     memory: Box<dyn Memory>,
+    names: Box<dyn NamePath>,
+    /// The last answer of `names`.
+    prepared: Prepared,
+    /// With the mask they are for.
+    indexes: Option<(u32, Indexes)>,
+    installed: Option<Arc<Installation>>,
+    /// Ways by which the proxy has answered last.
+    armed: BTreeSet<(Family, Protocol)>,
     held: Option<Held>,
     /// True when what is held was compiled from a Firewall without dryrun: only that stays under a dryrun.
     from_firewall: bool,
@@ -81,6 +93,7 @@ impl Reconciler {
         kernel: Box<dyn Kernel>,
         host: Box<dyn Host>,
         memory: Box<dyn Memory>,
+        names: Box<dyn NamePath>,
         remembered: Remembered,
         now: Instant,
     ) -> Self {
@@ -94,6 +107,11 @@ impl Reconciler {
             kernel,
             host,
             memory,
+            names,
+            prepared: Prepared::default(),
+            indexes: None,
+            installed: None,
+            armed: BTreeSet::new(),
             held: None,
             from_firewall: record.from_firewall,
             facts: HostFacts::default(),
@@ -152,7 +170,11 @@ impl Reconciler {
         let began = Instant::now();
         let (mut intake, kept) = self.intake(snapshot);
         let read = began.elapsed();
-        let compiled = compile(&intake.set, DEFAULT_CELL_LIMIT);
+        if !intake.set.firewall.dry_run {
+            self.prepared = self.names.prepare(&intake.set);
+        }
+        let names = self.name_entries(&intake.set, self.prepared.stamp);
+        let compiled = compile_with(&intake.set, &names, DEFAULT_CELL_LIMIT);
         let mut findings = snapshot.findings.clone();
         findings.append(&mut intake.findings);
         findings.extend(compiled.problems.iter().map(bound_finding));
@@ -163,6 +185,8 @@ impl Reconciler {
         let judged = Arc::new(Judged {
             set: intake.set,
             ruleset: Arc::new(compiled.ruleset),
+            names,
+            own_addresses: self.prepared.own_addresses.clone(),
             states: intake.states,
             firewall: intake.firewall,
             inside: intake.inside,
@@ -246,7 +270,7 @@ impl Reconciler {
             self.try_dry(&judged)
         } else {
             self.view.dry_run = None;
-            self.apply(&judged.ruleset).map(|()| {
+            self.apply_with_names(&judged).map(|()| {
                 if basis == Basis::Current {
                     Arc::make_mut(&mut self.view.published).retain(&judged.ruleset);
                 }
@@ -309,6 +333,7 @@ impl Reconciler {
             if plan.is_empty() {
                 break;
             }
+            self.arm_through(plan.ops.len());
             debug!(steps = plan.ops.len(), took = ?began.elapsed(), "planned");
             fault::point("before-commit");
             match self.kernel.commit(&plan, wanted) {
@@ -468,7 +493,9 @@ impl Reconciler {
     }
 
     fn withdraw(&mut self) -> Result<(), Error> {
+        self.names.pass_all();
         self.kernel.delete_table()?;
+        self.after_commit(None);
         self.held = Some(Held::Absent);
         self.last = Figures::default();
         self.from_firewall = false;

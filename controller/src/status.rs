@@ -93,6 +93,9 @@ pub struct Controller {
     /// When the counters were last read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub counters_read: Option<String>,
+    /// DNS: the proxy, what was learned, where eBPF programs are, what they dropped.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub names: Value,
     /// What the control socket counted.
     pub control_socket: Value,
     /// What the kernel can do.
@@ -161,6 +164,28 @@ pub fn status(view: &View, of: &Identification, control_socket: Value, now: Syst
     }
 }
 
+/// Adds what the thread of names says: early drops are policy drops, counted where they happened.
+pub fn add_names(status: &mut Status, names: Value) {
+    if let Some(stats) = &mut status.status.firewall.stats {
+        for place in ["xdp", "tcx"] {
+            for (reason, packets) in names["earlyDrops"][place].as_object().into_iter().flatten() {
+                let packets = packets.as_u64().unwrap_or_default();
+                let dropped = Counter { bytes: 0, packets };
+                stats.drops.entry(reason.clone()).or_default().insert(place.to_owned(), dropped);
+                let total = stats.drop_total.get_or_insert_default();
+                total.packets = total.packets.saturating_add(packets);
+            }
+        }
+        let early = names["earlyDrops"]["total"].as_u64().unwrap_or_default();
+        let not_logged = names["earlyDrops"]["notLogged"].as_u64().unwrap_or_default();
+        if let Some(log) = &mut stats.drop_log {
+            log.shown = log.shown.saturating_add(early.saturating_sub(not_logged));
+            log.suppressed = log.suppressed.saturating_add(not_logged);
+        }
+    }
+    status.status.controller.names = names;
+}
+
 /// True when a table of ours is in force.
 pub fn is_enforcing(view: &View) -> bool {
     matches!(view.state, State::Enforcing(_))
@@ -187,6 +212,7 @@ fn controller(view: &View, of: &Identification, control_socket: Value, now: Syst
         transactions: value_of::<Tally>(&view.tally),
         counter_resets: view.published.resets,
         counters_read: view.counters_read.map(|read| age(read, now)),
+        names: Value::Null,
         control_socket,
         kernel: of.kernel.clone(),
     }

@@ -1,6 +1,5 @@
 //! `status`, `legend` and `flush`: asking the running controller.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -8,13 +7,13 @@ use fw_nft::{Kernel, NetlinkKernel, Table};
 use serde_json::Value;
 
 use super::{EXIT_NO, print};
-use crate::addresses;
-use crate::config::{ClientArgs, FlushArgs, Output, StatusArgs};
+use crate::config::{ClientArgs, DnsArgs, FlushArgs, Output, StatusArgs};
 use crate::control::client::{ClientError, ask};
 use crate::control::{LegendEntry, Request};
 use crate::persist::{self, AddressRecord};
 use crate::state::{Identity, StateDir, StateError};
 use crate::status::{Status, describe::describe};
+use crate::{addresses, names};
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     let answer = ask(&args.client.control_socket, &Request::Status)?;
@@ -30,6 +29,47 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     };
     print(text)?;
     Ok(if status.status.controller.enforcing { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) })
+}
+
+pub(super) fn dns(args: &DnsArgs) -> anyhow::Result<ExitCode> {
+    let answer = ask(&args.client.control_socket, &Request::Dns { name: args.name.clone() })?;
+    let listed = answer["learned"]["names"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_known = args.name.is_none() || !listed.is_empty();
+    let code = if is_known { ExitCode::SUCCESS } else { ExitCode::from(EXIT_NO) };
+    if args.json {
+        print(serde_json::to_string_pretty(&answer)? + "\n")?;
+        return Ok(code);
+    }
+    let mut text: String = listed.iter().map(learned_name).collect();
+    if let Some(more @ 1..) = answer["learned"]["leftOut"].as_u64() {
+        text.push_str(&format!("and {more} more names; give a part of a name\n"));
+    }
+    match &args.name {
+        Some(name) if listed.is_empty() => text = format!("{name} is not known\n"),
+        Some(_) => {}
+        None => text.push_str(&format!("\n{}", describe(&answer["figures"]))),
+    }
+    print(text)?;
+    Ok(code)
+}
+
+/// A name and its addresses, a line each.
+fn learned_name(name: &Value) -> String {
+    let list = |value: &Value| {
+        let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+        words.collect::<Vec<_>>().join(", ")
+    };
+    let mut text = format!(
+        "{}  by {} of {}, asked {}\n",
+        name["name"].as_str().unwrap_or_default(),
+        list(&name["selectors"]),
+        list(&name["policies"]),
+        name["asked"].as_str().unwrap_or_default()
+    );
+    for (address, until) in name["addresses"].as_object().into_iter().flatten() {
+        text.push_str(&format!("  {address}  until {}\n", until.as_str().unwrap_or_default()));
+    }
+    text
 }
 
 pub(super) fn legend(args: &ClientArgs) -> anyhow::Result<ExitCode> {
@@ -48,14 +88,14 @@ pub(super) fn flush(args: &FlushArgs) -> anyhow::Result<ExitCode> {
         Ok(Value::Null) | Ok(_) if args.undo => print("enforcing again\n"),
         Ok(_) => print("flushed: NOT ENFORCING until `firewall-controller flush --undo` or a restart\n"),
         Err(error @ ClientError::Nobody(..)) if args.undo => Err(error.into()),
-        Err(error @ ClientError::Nobody(..)) => flush_orphan(&args.state_dir, error),
+        Err(error @ ClientError::Nobody(..)) => flush_orphan(args, error),
         Err(error) => Err(error.into()),
     }
 }
 
 /// Removes what a controller left that does not run.
-fn flush_orphan(state_dir: &Path, nobody: ClientError) -> anyhow::Result<ExitCode> {
-    let state = match StateDir::open(state_dir) {
+fn flush_orphan(args: &FlushArgs, nobody: ClientError) -> anyhow::Result<ExitCode> {
+    let state = match StateDir::open(&args.state_dir) {
         Ok(state) => Some(state),
         // It runs after all, with another socket.
         Err(StateError::Locked(_)) => return Err(nobody.into()),
@@ -75,6 +115,8 @@ fn flush_orphan(state_dir: &Path, nobody: ClientError) -> anyhow::Result<ExitCod
     if let Some(state) = &state {
         persist::forget(state)?;
     }
+    names::remove_journal(&args.state_dir)?;
+    names::remove_programs(&args.bpf_dir)?;
     let record = AddressRecord { state: state.map(Into::into), identity: Identity::of_this_process().ok() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let failed = runtime.block_on(addresses::remove_all(&record)).context("source NAT addresses stay")?;

@@ -9,6 +9,7 @@ use super::{EXIT_NO, offline, print};
 use crate::config::ExplainArgs;
 use crate::control::{Request, client};
 use crate::explain::{Explanation, explain};
+use crate::names::Known;
 use crate::packet_text;
 
 pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
@@ -23,7 +24,8 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     for finding in judged.findings.iter().filter(|finding| finding.severity == fw_intake::Severity::Error) {
         writeln!(stderr, "{finding}")?;
     }
-    show(&explain(&judged.intake.set, &judged.compiled.ruleset, &packet), args.json)
+    let nothing = Known::default();
+    show(&explain(&judged.intake.set, &judged.compiled.ruleset, &packet, &nothing), args.json)
 }
 
 fn show(answer: &Explanation, json: bool) -> anyhow::Result<ExitCode> {

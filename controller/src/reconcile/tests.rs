@@ -65,7 +65,8 @@ impl Machine {
     fn boot(&self) -> Reconciler {
         let remembered = self.memory.0.lock().unwrap().clone();
         let (kernel, memory) = (Box::new(self.kernel.clone()), Box::new(self.memory.clone()));
-        Reconciler::start(kernel, Box::new(self.host.clone()), memory, remembered, Instant::now())
+        let names = Box::new(NoNames);
+        Reconciler::start(kernel, Box::new(self.host.clone()), memory, names, remembered, Instant::now())
     }
 
     fn chains(&self) -> Vec<String> {

@@ -1,12 +1,13 @@
 //! What the status, `explain` and the service manager are told from: a copy, so that nobody waits for the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fw_intake::{Finding, Id, PolicyState, Severity};
 use fw_policy::PolicySet;
-use fw_ruleset::{DEFAULT_CELL_LIMIT, Op, Plan, Ruleset, compile};
+use fw_ruleset::{DEFAULT_CELL_LIMIT, Names, Op, Plan, Ruleset, compile};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
@@ -90,6 +91,10 @@ pub struct Judged {
     pub set: PolicySet,
     /// What they compile to.
     pub ruleset: Arc<Ruleset>,
+    /// Who stamps packets, and the mark index of each entry with names.
+    pub names: Names,
+    /// Addresses of the box.
+    pub own_addresses: BTreeSet<IpAddr>,
     /// Status of each policy.
     pub states: BTreeMap<Id, PolicyState>,
     /// The Firewall object that counts.
@@ -166,6 +171,8 @@ fn describe_step(op: &Op) -> String {
         Op::DeleteTable => "delete table inet firewall".to_owned(),
         Op::CreateTable => "add table inet firewall".to_owned(),
         Op::CreateCounter(name, _) => format!("add counter {name}"),
+        Op::CreateTimeout(name, _) => format!("add ct timeout {name}"),
+        Op::DeleteTimeout(name) => format!("delete ct timeout {name}"),
         Op::CreateSet(name, set) => format!("add {} {name}", if set.map { "map" } else { "set" }),
         Op::CreateChain(name, _) => format!("add chain {name}"),
         Op::FlushChain(name) => format!("flush chain {name}"),

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use fw_nft::Drift;
-use fw_policy::IfName;
+use fw_nft::{Drift, ElementChange, TimedElement};
+use fw_policy::{IfName, Protocol};
+use fw_ruleset::ir::Family;
 use tokio::sync::{oneshot, watch};
 use tracing::warn;
 
@@ -32,6 +33,14 @@ pub enum Job {
     Drift(Drift),
     /// Read the counters; answered when the view has them.
     Counters(oneshot::Sender<()>),
+    /// The proxy answers by these ways.
+    Arm(BTreeSet<(Family, Protocol)>),
+    /// Change elements of the maps that stand in for eBPF.
+    Elements(Vec<ElementChange>, oneshot::Sender<Result<(), String>>),
+    /// Read those maps.
+    ReadElements(Vec<String>, oneshot::Sender<Vec<(String, Vec<TimedElement>)>>),
+    /// Interfaces or addresses of this machine have changed.
+    Links,
     /// Remove the table.
     Flush(oneshot::Sender<Result<(), String>>),
     /// Enforce again.
@@ -129,6 +138,17 @@ impl Worker {
                     self.read_counters();
                 }
                 done.send(()).ok();
+            }
+            Job::Arm(ways) => self.reconciler.arm(&ways),
+            Job::Elements(changes, done) => {
+                done.send(self.reconciler.update_elements(&changes).map_err(|error| chain(&error))).ok();
+            }
+            Job::ReadElements(maps, done) => {
+                done.send(self.reconciler.timed_elements(&maps)).ok();
+            }
+            Job::Links => {
+                self.reconciler.reconcile(now);
+                self.publish();
             }
             Job::Flush(done) => {
                 let result = self.reconciler.flush().map_err(|error| chain(&error));

@@ -1,0 +1,327 @@
+//! The eBPF programs of this machine, opened when something needs them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fw_bpf::{Datapath, Mode, Samples, Sizes};
+use fw_bpf_common::{Allow, Cell, Config, Reason, flag};
+use fw_names::Change;
+use fw_policy::{Encrypted, IfName, Protocol};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use serde_json::{Value, json};
+use tracing::{info, warn};
+
+use super::fastpath::{Attach, Port};
+use super::links;
+use super::samples::line;
+use crate::reconcile::Installation;
+use crate::telemetry::chain;
+
+/// How often the reader of samples looks whether it is still wanted, in milliseconds.
+const LOOK_UP: u16 = 1000;
+
+/// See the module.
+pub(super) struct Programs {
+    pins: PathBuf,
+    open: Option<Open>,
+    /// Why they cannot be used here; asked once, since neither kernel nor rights change while we run.
+    unavailable: Option<String>,
+}
+
+struct Open {
+    datapath: Datapath,
+    /// The reader of samples ends when this does.
+    _alive: Arc<()>,
+    config: Config,
+    attached: BTreeMap<IfName, Attach>,
+}
+
+impl Programs {
+    pub(super) fn new(pins: PathBuf) -> Self {
+        Self { pins, open: None, unavailable: None }
+    }
+
+    /// Adopts what a process before this one left, or loads. `Err`: why it cannot be.
+    pub(super) fn open(&mut self) -> Result<(), String> {
+        if self.open.is_some() {
+            return Ok(());
+        }
+        if let Some(why) = &self.unavailable {
+            return Err(why.clone());
+        }
+        match Self::load(&self.pins) {
+            Ok(open) => {
+                self.open = Some(open);
+                Ok(())
+            }
+            Err(why) => {
+                warn!("eBPF is not used: {why}");
+                self.unavailable = Some(why.clone());
+                Err(why)
+            }
+        }
+    }
+
+    fn load(pins: &Path) -> Result<Open, String> {
+        if cfg!(feature = "fault-injection") && std::env::var_os("FW_WITHOUT_EBPF").is_some() {
+            return Err("FW_WITHOUT_EBPF is set".to_owned());
+        }
+        fw_bpf::probe().map_err(|error| chain(&error))?;
+        std::fs::create_dir_all(pins).map_err(|error| format!("{}: {error}", pins.display()))?;
+        fw_bpf::self_test(pins).map_err(|error| chain(&error))?;
+        let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default() };
+        let datapath = Datapath::open(&options).map_err(|error| chain(&error))?;
+        let config = datapath.config().map_err(|error| chain(&error))?;
+        info!(opened = ?datapath.opened(), pins = %pins.display(), "eBPF programs are ready");
+        let samples = datapath.samples().map_err(|error| chain(&error));
+        let alive = Arc::new(());
+        match samples {
+            Ok(samples) => log_samples(samples, &alive),
+            Err(why) => warn!("early drops will not be logged: {why}"),
+        }
+        Ok(Open { datapath, _alive: alive, config, attached: BTreeMap::new() })
+    }
+
+    /// An interface with what its driver says.
+    pub(super) fn port(&self, name: &IfName, port: &links::Port) -> Port {
+        let is_real_nic = fw_bpf::nic(name.as_str()).is_ok_and(|nic| nic.real);
+        Port { name: name.clone(), vrf: port.vrf.clone(), is_vrf: port.is_vrf, is_real_nic }
+    }
+
+    /// Attaches what is missing or attached otherwise. What failed comes back as lines for the status; names open
+    /// nothing on such an interface.
+    pub(super) fn attach(&mut self, wanted: &BTreeMap<IfName, Attach>) -> Vec<String> {
+        let Some(open) = &mut self.open else { return Vec::new() };
+        let mut failed = Vec::new();
+        for (name, attach) in wanted {
+            let mode = match attach {
+                Attach::Native => Mode::Native,
+                Attach::Generic => Mode::Generic,
+                Attach::Tcx => Mode::Tcx,
+            };
+            match open.datapath.attach(name.as_str(), mode) {
+                Ok(_) => {
+                    if open.attached.insert(name.clone(), *attach) != Some(*attach) {
+                        info!(interface = %name, ?mode, "eBPF programs are attached");
+                    }
+                }
+                Err(error) => {
+                    open.attached.remove(name);
+                    failed.push(format!("names open nothing that enters by {name}: {}", chain(&error)));
+                }
+            }
+        }
+        failed
+    }
+
+    /// Takes the programs off all other interfaces.
+    pub(super) fn detach_all_but(&mut self, wanted: &BTreeMap<IfName, Attach>) {
+        let Some(open) = &mut self.open else { return };
+        let there = open.datapath.attached().unwrap_or_default();
+        let names: BTreeSet<String> = there.into_iter().filter_map(|attached| attached.name).collect();
+        for name in names {
+            if wanted.keys().any(|other| other.as_str() == name) {
+                continue;
+            }
+            match open.datapath.detach(&name) {
+                Ok(()) => info!(interface = name, "eBPF programs are taken off"),
+                Err(error) => warn!("eBPF programs stay on {name}: {}", chain(&error)),
+            }
+            open.attached.retain(|other, _| other.as_str() != name);
+        }
+    }
+
+    /// What the maps hold, for the learner.
+    pub(super) fn contents(&mut self) -> (BTreeMap<IpAddr, Allow>, BTreeMap<u32, Vec<Cell>>) {
+        let Some(open) = &self.open else { return Default::default() };
+        let allows = open.datapath.allows();
+        let classes = open.datapath.classes();
+        match (allows, classes) {
+            (Ok(allows), Ok(classes)) => (allows, classes),
+            (Err(error), _) | (_, Err(error)) => {
+                warn!("what the eBPF maps hold is unknown: {}", chain(&error));
+                Default::default()
+            }
+        }
+    }
+
+    /// Writes changes; they are in force when this returns.
+    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<(), String> {
+        let Some(open) = &mut self.open else { return Err("the eBPF programs are not loaded".to_owned()) };
+        apply(&mut open.datapath, changes).map_err(|error| chain(&error))
+    }
+
+    /// Drops nothing early from now on.
+    pub(super) fn pass_all(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let flags = open.config.flags & !flag::BOUNCE;
+        let config = Config { flags, ..open.config };
+        if let Err(error) = open.set_config(config) {
+            warn!("the early drop may drop what is about to be allowed: {}", chain(&error));
+        }
+    }
+
+    /// What static rules may allow, the mark, and that the rest is dropped early.
+    pub(super) fn install(&mut self, installation: &Installation) -> Result<(), String> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        let cell = |(protocol, first, last): &(Protocol, u16, u16)| Cell {
+            protocol: protocol.number(),
+            first: *first,
+            last: *last,
+            ..Cell::default()
+        };
+        let prefixes: BTreeMap<_, Vec<Cell>> = installation
+            .superset
+            .iter()
+            .map(|(prefix, cells)| (*prefix, cells.iter().map(cell).collect()))
+            .collect();
+        let written = open.datapath.set_prefixes(&prefixes).map_err(|error| chain(&error));
+        let mut flags = if written.is_ok() { flag::BOUNCE } else { 0 };
+        let dns = &installation.firewall.dns;
+        if installation.intercepts {
+            flags |= flag::DNS;
+        }
+        if dns.dot == Encrypted::Allow {
+            flags |= flag::DOT;
+        }
+        let config = Config {
+            flags,
+            mark_mask: installation.firewall.fastpath.mark_mask,
+            samples_per_second: samples_per_second(installation.firewall.drop_log.rate),
+            reserved: 0,
+        };
+        open.set_config(config).map_err(|error| chain(&error))?;
+        written.map_err(|why| format!("nothing is dropped early, nftables drops it: {why}"))
+    }
+
+    /// Takes everything out of the kernel.
+    pub(super) fn unload(&mut self) {
+        // Dropped first: the folder of pins is locked while it is open.
+        drop(self.open.take());
+        if let Err(error) = remove(&self.pins) {
+            warn!("eBPF programs may stay: {error}");
+        }
+    }
+
+    /// Dropped packets by place and reason.
+    pub(super) fn drops(&self) -> Value {
+        let Some(open) = &self.open else { return Value::Null };
+        let Ok(drops) = open.datapath.drops() else { return Value::Null };
+        let by_reason = |counts: &[u64]| -> BTreeMap<&'static str, u64> {
+            Reason::ALL.iter().zip(counts).map(|(reason, count)| (reason_name(*reason), *count)).collect()
+        };
+        json!({
+            "xdp": by_reason(&drops.xdp),
+            "tcx": by_reason(&drops.tcx),
+            "total": drops.total(),
+            "notLogged": drops.unsampled,
+        })
+    }
+
+    /// Entries and bounds of the maps.
+    pub(super) fn map_sizes(&self) -> Value {
+        let uses = self.open.as_ref().and_then(|open| open.datapath.map_use().ok()).unwrap_or_default();
+        let line = |one: &fw_bpf::MapUse| {
+            (one.name.to_owned(), json!({"used": one.used, "bound": one.bound, "bytes": one.memory}))
+        };
+        Value::Object(uses.iter().map(line).collect())
+    }
+}
+
+impl Open {
+    fn set_config(&mut self, config: Config) -> Result<(), fw_bpf::Error> {
+        if self.config != config {
+            self.datapath.set_config(config)?;
+            self.config = config;
+        }
+        Ok(())
+    }
+}
+
+/// As metrics and the status call it.
+fn reason_name(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Policy => "policy",
+        Reason::Expired => "expired name",
+    }
+}
+
+/// Lists in which many addresses come at once (a new table) go in one call for each family.
+fn apply(datapath: &mut Datapath, changes: &[Change]) -> Result<(), fw_bpf::Error> {
+    let mut rest = changes;
+    while let Some(first) = rest.first() {
+        let same = |change: &&Change| std::mem::discriminant(*change) == std::mem::discriminant(first);
+        let (run, after) = rest.split_at(rest.iter().take_while(same).count());
+        rest = after;
+        match run {
+            [Change::Put { address, allow }] => datapath.put(*address, *allow)?,
+            [Change::Remove(address)] => datapath.remove(*address)?,
+            [Change::Put { .. }, ..] => {
+                let puts = run.iter().filter_map(|change| match change {
+                    Change::Put { address, allow } => Some((*address, *allow)),
+                    _ => None,
+                });
+                datapath.put_all(&puts.collect::<Vec<_>>())?;
+            }
+            [Change::Remove(_), ..] => {
+                let removed = run.iter().filter_map(|change| match change {
+                    Change::Remove(address) => Some(*address),
+                    _ => None,
+                });
+                datapath.remove_all(&removed.collect::<Vec<_>>())?;
+            }
+            _ => {
+                for change in run {
+                    match change {
+                        Change::PutClass { id, cells } => datapath.put_class(*id, cells)?,
+                        Change::DropClass(id) => datapath.drop_class(*id)?,
+                        Change::Put { .. } | Change::Remove(_) => {}
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The drop log's limit is for all CPUs; the programs count for each.
+fn samples_per_second(rate: u32) -> u32 {
+    if rate == 0 {
+        return u32::MAX;
+    }
+    let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1));
+    rate.div_ceil(cpus).max(1)
+}
+
+/// Logs the samples of dropped packets in the form of the drop log, on a thread of its own: answers do not wait for
+/// it. Ends soon after `open` is gone.
+fn log_samples(mut samples: Samples, open: &Arc<()>) {
+    let open = Arc::downgrade(open);
+    std::thread::spawn(move || {
+        while open.strong_count() > 0 {
+            let mut wait = [PollFd::new(samples.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut wait, LOOK_UP).is_err_and(|error| error != Errno::EINTR) {
+                return warn!("early drops are not logged any more");
+            }
+            while let Some(sample) = samples.next_sample() {
+                if let Some(line) = line(&sample) {
+                    info!(target: "drop", "{line}");
+                }
+            }
+        }
+    });
+}
+
+/// Removes what a controller left that does not run.
+pub fn remove(pins: &Path) -> anyhow::Result<()> {
+    if !pins.exists() {
+        return Ok(());
+    }
+    let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default() };
+    Datapath::open(&options)?.unload()?;
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Names, as far as the ruleset goes: which index an entry has, and in which order two kernels' worth of state
+//! change (semantics.md section 6): what comes is in nftables first, what goes is out of the data path first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use fw_names::Table;
+use fw_names::indexes::{Indexes, Side};
+use fw_netlink::nft::{ElementData, Verdict};
+use fw_nft::{ElementChange, Observed, TimedElement};
+use fw_policy::{Firewall, NameEntry, PolicySet, Protocol};
+use fw_ruleset::ir::{Family, Key, Value};
+use fw_ruleset::{Names, Stamp};
+use ipnet::IpNet;
+use tracing::{error, warn};
+
+use super::held::Held;
+use super::{Judged, Reconciler};
+use crate::names::clock::monotonic;
+
+/// How long the redirect stays armed after each sign of life of the proxy (semantics.md section 6).
+const ARMED_MS: u64 = 2000;
+/// From this many steps on a transaction may hold the kernel for long enough to matter.
+const LONG_PLAN: usize = 10_000;
+/// Milliseconds by which a step of a plan extends the redirect; measured 7 µs, taken threefold.
+const STEPS_PER_MS: u64 = 50;
+
+/// What the reconciler tells those who learn names and stamp packets. Bounded in time; what cannot be done is said in
+/// the status by whoever is behind this.
+pub trait NamePath: Send {
+    /// Attaches what the Firewall asks for, and says who stamps and what the box's own addresses are.
+    fn prepare(&mut self, set: &PolicySet) -> Prepared;
+
+    /// Indexes that something in the data path may still carry.
+    fn in_use(&mut self) -> BTreeSet<u32>;
+
+    /// Takes indexes out of the data path. `Err`: that could not be confirmed.
+    fn withdraw(&mut self, indexes: &BTreeSet<u32>) -> Result<(), String>;
+
+    /// Drops nothing early until the next installation: nftables is about to accept other things.
+    fn pass_all(&mut self);
+
+    /// nftables holds this now; `None`: it holds nothing of ours.
+    fn install(&mut self, installation: Option<Arc<Installation>>);
+}
+
+/// The answer to [`NamePath::prepare`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// Who writes the mark.
+    pub stamp: Stamp,
+    /// Addresses of the box.
+    pub own_addresses: BTreeSet<IpAddr>,
+}
+
+/// What is in force, as far as names and early drops go.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Installation {
+    /// Entries with their indexes, clamps and bounds.
+    pub table: Arc<Table>,
+    /// What static rules may allow, by longest prefix.
+    pub superset: BTreeMap<IpNet, Vec<(Protocol, u16, u16)>>,
+    /// The Firewall.
+    pub firewall: Firewall,
+    /// True when DNS from inside is redirected.
+    pub intercepts: bool,
+    /// Who writes the mark.
+    pub stamp: Stamp,
+}
+
+/// For tests and for a firewall that learns nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoNames;
+
+impl NamePath for NoNames {
+    fn prepare(&mut self, _: &PolicySet) -> Prepared {
+        Prepared::default()
+    }
+
+    fn in_use(&mut self) -> BTreeSet<u32> {
+        BTreeSet::new()
+    }
+
+    fn withdraw(&mut self, _: &BTreeSet<u32>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn pass_all(&mut self) {}
+
+    fn install(&mut self, _: Option<Arc<Installation>>) {}
+}
+
+impl Installation {
+    fn of(judged: &Judged) -> Self {
+        let table = Table::new(&judged.set, &judged.names.indexes, judged.own_addresses.clone());
+        Self {
+            table: Arc::new(table),
+            superset: fw_ruleset::superset(&judged.set, &judged.own_addresses),
+            firewall: judged.set.firewall.clone(),
+            intercepts: judged.set.intercepts_dns(),
+            stamp: judged.names.stamp,
+        }
+    }
+
+    fn indexes(&self) -> BTreeSet<u32> {
+        self.table.entries.values().map(|(index, _)| *index).collect()
+    }
+}
+
+impl Reconciler {
+    /// Gives every entry its index: the one it has, or one that neither kernel side holds.
+    pub(super) fn name_entries(&mut self, set: &PolicySet, stamp: Stamp) -> Names {
+        let in_use = self.names.in_use();
+        let entries: BTreeSet<NameEntry> = set.name_entries().into_keys().collect();
+        let mask = set.firewall.fastpath.mark_mask;
+        let indexes = match self.indexes.take() {
+            Some((known, mut indexes)) if known == mask => {
+                let out = indexes.pending(Side::DataPath).difference(&in_use).copied().collect();
+                indexes.dropped(Side::DataPath, &out, monotonic());
+                indexes.free(monotonic());
+                indexes
+            }
+            Some((_, indexes)) => {
+                let known = indexes.assigned().clone();
+                let nft = known.values().copied().collect();
+                Indexes::adopt(mask, known, &nft, &in_use)
+            }
+            None => self.adopted_indexes(&entries, mask, &in_use),
+        };
+        let (_, indexes) = self.indexes.insert((mask, indexes));
+        Names { indexes: indexes.assign(&entries), stamp }
+    }
+
+    /// Indexes that the table found in the kernel has given out; each entry is known by the name of its chain.
+    fn adopted_indexes(&self, entries: &BTreeSet<NameEntry>, mask: u32, in_use: &BTreeSet<u32>) -> Indexes {
+        let index = |mark: u32| (mark & mask) >> mask.trailing_zeros().min(31);
+        let found: BTreeMap<String, u32> = match &self.held {
+            Some(Held::Observed(observed)) => {
+                marks(observed).map(|(chain, mark)| (chain, index(mark))).collect()
+            }
+            _ => BTreeMap::new(),
+        };
+        let known = |entry: &NameEntry| Some((entry.clone(), *found.get(&fw_ruleset::name_chain(entry))?));
+        let nft = found.values().copied().collect();
+        Indexes::adopt(mask, entries.iter().filter_map(known).collect(), &nft, in_use)
+    }
+
+    /// After a commit that succeeded: what it does not hold any more is retired.
+    fn retire_indexes(&mut self, held: &Installation) {
+        let in_use = self.names.in_use();
+        let Some((_, indexes)) = &mut self.indexes else { return };
+        indexes.retire(&held.table.entries.keys().cloned().collect());
+        let now = monotonic();
+        let gone = indexes.pending(Side::Nft);
+        indexes.dropped(Side::Nft, &gone, now);
+        let out = indexes.pending(Side::DataPath).difference(&in_use).copied().collect();
+        indexes.dropped(Side::DataPath, &out, now);
+    }
+
+    /// Commits the ruleset with the data path in step: before it what goes, after it what comes. When it fails, the
+    /// data path is told again what nftables still holds.
+    pub(super) fn apply_with_names(&mut self, judged: &Judged) -> Result<(), fw_nft::Error> {
+        let before = self.installed.clone();
+        let next = self.before_commit(judged);
+        let result = self.apply(&judged.ruleset);
+        if result.is_ok() {
+            self.retire_indexes(&next);
+        }
+        self.after_commit(if result.is_ok() { Some(next) } else { before });
+        result
+    }
+
+    /// Before the commit: what is to go is out of the data path before nftables forgets it.
+    fn before_commit(&mut self, judged: &Judged) -> Arc<Installation> {
+        let next = Arc::new(Installation::of(judged));
+        let Some(held) = self.installed.clone() else {
+            self.names.pass_all();
+            return next;
+        };
+        let remarked = held.firewall.fastpath.mark_mask != next.firewall.fastpath.mark_mask;
+        let stay = if remarked { BTreeSet::new() } else { next.indexes() };
+        let gone: BTreeSet<u32> = held.indexes().difference(&stay).copied().collect();
+        if !gone.is_empty()
+            && let Err(why) = self.names.withdraw(&gone)
+        {
+            // They are not used again before the data path is known to be rid of them, and nftables accepts by none
+            // that it does not hold.
+            warn!("indexes of names that go may still be in the data path: {why}");
+        }
+        crate::fault::point("after-withdraw");
+        if held.superset != next.superset || held.firewall.inside != next.firewall.inside {
+            self.names.pass_all();
+        }
+        next
+    }
+
+    /// After the commit, or after it failed: the data path follows what nftables holds.
+    pub(super) fn after_commit(&mut self, held: Option<Arc<Installation>>) {
+        crate::fault::point("before-install");
+        self.installed.clone_from(&held);
+        self.names.install(held);
+    }
+
+    /// The proxy has answered by these ways: the redirect of each stays armed.
+    pub fn arm(&mut self, ways: &BTreeSet<(Family, Protocol)>) {
+        self.armed.clone_from(ways);
+        self.renew_armed(ARMED_MS);
+    }
+
+    /// Before a long transaction: nobody can renew while the kernel is busy with it.
+    pub(super) fn arm_through(&mut self, steps: usize) {
+        if steps > LONG_PLAN && !self.armed.is_empty() {
+            let steps = u64::try_from(steps).unwrap_or(u64::MAX);
+            self.renew_armed(ARMED_MS.saturating_add(steps / STEPS_PER_MS));
+        }
+    }
+
+    fn renew_armed(&mut self, expires_in_ms: u64) {
+        let intercepts = self.installed.as_ref().is_some_and(|installed| installed.intercepts);
+        if self.armed.is_empty() || !intercepts {
+            return;
+        }
+        let put = |(family, protocol): &(Family, Protocol)| {
+            let set = if *family == Family::V4 { "dns_armed" } else { "dns_armed6" };
+            let key = Key::Exact(vec![Value::Protocol(protocol.number())]);
+            let element = TimedElement { key, mark: None, expires_in_ms: Some(expires_in_ms) };
+            ElementChange::Put(set.to_owned(), element)
+        };
+        let changes: Vec<ElementChange> = self.armed.iter().map(put).collect();
+        if let Err(error) = self.kernel.update_elements(&changes) {
+            error!("DNS is not redirected to the proxy: {}", crate::telemetry::chain(&error));
+        }
+    }
+
+    /// Elements of the maps that stand in for eBPF.
+    pub fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), fw_nft::Error> {
+        self.kernel.update_elements(changes)
+    }
+
+    /// The elements of such maps, by map; those that are not there have none.
+    pub fn timed_elements(&mut self, maps: &[String]) -> Vec<(String, Vec<TimedElement>)> {
+        let read = |map: &String| Some((map.clone(), self.kernel.timed_elements(map).ok()?));
+        maps.iter().filter_map(read).collect()
+    }
+}
+
+/// Chains that the map `fqdn` leads to, and the marks that do.
+fn marks(observed: &Observed) -> impl Iterator<Item = (String, u32)> + '_ {
+    let elements = observed.sets.get("fqdn").map(|set| set.elements.as_slice()).unwrap_or_default();
+    elements.iter().filter_map(|element| {
+        let mark = u32::from_ne_bytes(element.key.as_deref()?.try_into().ok()?);
+        match &element.data {
+            Some(ElementData::Verdict(Verdict::Goto(chain))) => Some((chain.clone(), mark)),
+            _ => None,
+        }
+    })
+}
