@@ -3,6 +3,12 @@
 CARGO ?= cargo
 # What the tests, the lab and the benchmarks run beside ours; package names are Debian's.
 PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
+# The name servers of the tests: real ones to ask, to compare with and to measure beside.
+PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
+# A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
+PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
+# The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
+LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
 
 .PHONY: help build demo test lint bench soak fuzz bless tools clean
 
@@ -25,6 +31,8 @@ test: tools      ## every test; needs root (network namespaces, nftables)
 lint: tools      ## formatting and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) fmt --manifest-path bpf/xdp/Cargo.toml --check
+	cd bpf/xdp && $(LINT_EBPF) --target-dir $(CURDIR)/target/bpf-lint -- -D warnings
 
 bench: tools     ## ours beside a reference in one run; exits 1 when a ratio misses its goal
 	$(CARGO) bench -p fw-controller --bench firewall

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Installs the Debian packages named as arguments, unless they are there; says so first.
+# Installs what building and testing take, unless it is there; says so first. Arguments are Debian packages.
 set -euo pipefail
+linker=0.13.0 # bpf-linker; its LLVM must be the major of the rustc that compiles the eBPF programs: 22 for Debian's
+llvm=/usr/lib/llvm-22
+
 missing=()
 for package in "$@"; do
   dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
@@ -9,11 +12,40 @@ if ! command -v cargo >/dev/null; then
   echo "tools: cargo is missing; install Rust with rustup (https://rustup.rs), then run this again" >&2
   exit 1
 fi
-[ "${#missing[@]}" -eq 0 ] && exit 0
-echo "tools: installing ${missing[*]}"
-if [ "$(id -u)" -ne 0 ]; then
-  echo "tools: that needs root; run: apt-get install ${missing[*]}" >&2
-  exit 1
+
+# Name servers are for tests, which start their own: none of Debian's may run because of us, now or after a boot.
+install_packages() {
+  local policy=/usr/sbin/policy-rc.d service
+  if [ ! -e "$policy" ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+  fi
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+  [ -d /run/systemd/system ] || return 0
+  for package in "$@"; do
+    case $package in
+      bind9) service=named ;;
+      unbound | knot | dnsmasq) service=$package ;;
+      *) continue ;;
+    esac
+    systemctl disable --quiet --now "$service" || echo "tools: could not disable $service" >&2
+  done
+}
+
+if [ "${#missing[@]}" -gt 0 ]; then
+  echo "tools: installing ${missing[*]}"
+  if [ "$(id -u)" -ne 0 ]; then
+    echo "tools: that needs root; run: apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  install_packages "${missing[@]}"
 fi
-apt-get update -qq
-DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" >/dev/null
+
+if ! PATH="$PATH:${CARGO_HOME:-$HOME/.cargo}/bin" command -v bpf-linker >/dev/null; then
+  echo "tools: installing bpf-linker $linker into ${CARGO_HOME:-$HOME/.cargo}/bin (some minutes)"
+  # LLVM_SYS_* is for its bindings, LLVM_PREFIX for its own build script, which otherwise takes the first llvm-config.
+  LLVM_SYS_221_PREFIX=$llvm LLVM_PREFIX=$llvm \
+    cargo install --quiet --locked bpf-linker --version "$linker" --no-default-features --features llvm-22
+fi

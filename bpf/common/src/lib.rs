@@ -22,7 +22,7 @@ pub use layout::{
 pub use packet::{
     Address, EXTENSIONS_MAX, Frame, HEADERS_MAX, HEADERS_USUAL, Packet, TAGS_MAX, TCP, UDP, parse,
 };
-pub use verdict::{Tables, Verdict, verdict};
+pub use verdict::{Tables, Verdict, cell_index, verdict};
 
 /// Judges the bytes of a frame; `tags` as in [`parse`]. One entry for tests and fuzzing.
 #[inline(always)]

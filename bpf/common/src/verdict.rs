@@ -29,6 +29,15 @@ pub trait Tables {
     fn class_of(&self, step: &Step, _address: &Address) -> u32 {
         step.class
     }
+    /// [`cell_index`] over these tables. The kernel's program has it as a function of its own, which the verifier
+    /// looks at once and not on every path that leads to it.
+    #[inline(always)]
+    fn index_in(&self, class: u32, protocol: u8, port: u16) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        cell_index(self, class, protocol, port)
+    }
 }
 
 /// What becomes of a packet.
@@ -57,7 +66,7 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
     };
     if let Some(allow) = allow {
         let class = live_class(allow, packet, tables);
-        if let Some(index) = index_in(class, packet, tables) {
+        if let Some(index) = tables.index_in(class, packet.protocol, packet.port) {
             return if index == 0 { Verdict::Pass } else { Verdict::Stamp(index) };
         }
     }
@@ -75,7 +84,7 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         Address::V4(address) => tables.static4(address),
         Address::V6(address) => tables.static6(address),
     };
-    if index_in(prefix.unwrap_or(NO_CLASS), packet, tables).is_some() {
+    if tables.index_in(prefix.unwrap_or(NO_CLASS), packet.protocol, packet.port).is_some() {
         return Verdict::Pass;
     }
     // Each class holds what all later ones hold, so the first one says what was ever allowed.
@@ -83,7 +92,7 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         Some(allow) => tables.class_of(&allow.steps[0], &packet.destination),
         None => NO_CLASS,
     };
-    let reason = if index_in(once, packet, tables).is_some() { Reason::Expired } else { Reason::Policy };
+    let reason = if tables.index_in(once, packet.protocol, packet.port).is_some() { Reason::Expired } else { Reason::Policy };
     Verdict::Bounce(reason)
 }
 
@@ -99,9 +108,9 @@ fn live_class(allow: &Allow, packet: &Packet, tables: &impl Tables) -> u32 {
     NO_CLASS
 }
 
-/// Index of the cell that holds the packet's protocol and port, in a class and the slots it is chained over.
+/// Index of the cell that holds a protocol and port, in a class and the slots it is chained over.
 #[inline(always)]
-fn index_in(class: u32, packet: &Packet, tables: &impl Tables) -> Option<u32> {
+pub fn cell_index(tables: &impl Tables, class: u32, protocol: u8, port: u16) -> Option<u32> {
     let mut slot = class;
     let mut hops = 0;
     while hops < CLASS_HOPS && slot != NO_CLASS {
@@ -112,7 +121,7 @@ fn index_in(class: u32, packet: &Packet, tables: &impl Tables) -> Option<u32> {
             if cell.protocol == 0 {
                 return None;
             }
-            if cell.protocol == packet.protocol && cell.first <= packet.port && packet.port <= cell.last {
+            if cell.protocol == protocol && cell.first <= port && port <= cell.last {
                 return Some(cell.index);
             }
             position += 1;

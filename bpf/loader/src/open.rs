@@ -175,6 +175,15 @@ fn copy_map<K: Plain + Default, V: Plain + Default>(
     }
 }
 
+/// Removes whatever is there, as far as it goes: the rest of something that failed.
+pub(crate) fn discard(root: &Path) {
+    let folders = Folders::new(root);
+    for folder in [folders.links, folders.programs, folders.maps, folders.new_programs, folders.new_maps] {
+        let _ = bpffs::remove(&folder);
+    }
+    let _ = bpffs::release(root);
+}
+
 fn make(folder: &Path) -> Result<(), Error> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {

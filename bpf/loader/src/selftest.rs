@@ -7,6 +7,7 @@ use fw_bpf_common::{ALL_PORTS_CLASS, Allow, Cell, Config, Reason, Step, TCP, fla
 use crate::datapath::{Datapath, Options, Sizes};
 use crate::error::Error;
 use crate::object::Program;
+use crate::open::discard;
 
 /// First id of the learner.
 const CLASS: u32 = ALL_PORTS_CLASS + 1;
@@ -32,9 +33,15 @@ pub fn self_test(pins: &Path) -> Result<(), Error> {
         pins.file_name().unwrap_or_default().to_string_lossy(),
         std::process::id()
     ));
-    let mut datapath = Datapath::open(&Options { pins: folder, sizes })?;
-    let result = run(&mut datapath);
-    datapath.unload()?;
+    let options = Options { pins: folder, sizes };
+    let result = Datapath::open(&options).and_then(|mut datapath| {
+        let result = run(&mut datapath);
+        datapath.unload()?;
+        result
+    });
+    if result.is_err() {
+        discard(&options.pins);
+    }
     result
 }
 

@@ -19,7 +19,9 @@ mod report;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{TC_ACT_SHOT, tcx_action_base::TCX_NEXT, xdp_action};
-use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use fw_bpf_common::{HEADERS_USUAL, TAGS_MAX, Tables as _, Verdict, counter, judge, parse, verdict};
@@ -80,7 +82,8 @@ pub fn fw_stamp(context: TcContext) -> i32 {
 fn stamp<const BOUNCE: bool>(context: &TcContext) -> i32 {
     let skb = context.skb.skb;
     let length = context.len();
-    if context.data_end() - context.data() < HEADERS_USUAL as usize && context.data_end() - context.data() < length as usize
+    if context.data_end() - context.data() < HEADERS_USUAL as usize
+        && context.data_end() - context.data() < length as usize
     {
         let wanted = if length < HEADERS_USUAL { length } else { HEADERS_USUAL };
         // Headers may lie in pages beside the linear part. Where they cannot be fetched the packet is unreadable.
@@ -126,7 +129,6 @@ pub fn fw_none_tcx(_context: TcContext) -> i32 {
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-#[cfg(target_arch = "bpf")]
 #[panic_handler]
 fn panic(_information: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

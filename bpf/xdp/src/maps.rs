@@ -7,7 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
-use fw_bpf_common::{Address, Allow, Class, Config, NO_CLASS, Sample, Step, Tables, counter, owner};
+use fw_bpf_common::{
+    Address, Allow, Class, Config, NO_CLASS, Sample, Step, Tables, cell_index, counter, owner,
+};
 
 use crate::report::Rate;
 
@@ -80,8 +82,28 @@ impl Tables for Maps {
         // SAFETY: the second half of a `Step` is `class` and `reserved`, 8 bytes at a multiple of 8.
         let word = unsafe { ptr::from_ref(step).cast::<u64>().add(1).read_volatile() };
         let half = |shift: u32| (word >> shift) as u32;
-        let (class, tag) = if cfg!(target_endian = "little") { (half(0), half(32)) } else { (half(32), half(0)) };
+        let (class, tag) =
+            if cfg!(target_endian = "little") { (half(0), half(32)) } else { (half(32), half(0)) };
         if tag == owner(address) { class } else { NO_CLASS }
+    }
+
+    #[inline(always)]
+    fn index_in(&self, class: u32, protocol: u8, port: u16) -> Option<u32> {
+        let found = fw_index_in(class, protocol.into(), port.into());
+        if found == NOT_FOUND { None } else { Some(found as u32) }
+    }
+}
+
+/// More than an index can be.
+const NOT_FOUND: u64 = u64::MAX;
+
+/// A global function: the verifier looks at it once, with any arguments.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn fw_index_in(class: u32, protocol: u32, port: u32) -> u64 {
+    match cell_index(&Maps, class, protocol as u8, port as u16) {
+        Some(index) => index.into(),
+        None => NOT_FOUND,
     }
 }
 
