@@ -9,6 +9,8 @@ pub const NFGEN: usize = 4;
 
 /// nfnetlink subsystems (include/uapi/linux/netfilter/nfnetlink.h).
 pub mod subsystem {
+    /// Conntrack.
+    pub const CTNETLINK: u8 = 1;
     /// NFLOG.
     pub const ULOG: u8 = 4;
     /// nftables.

@@ -201,13 +201,8 @@ impl Socket {
         let dump = head.flags & flag::DUMP != 0;
         // Without a dump the acknowledgement tells where the answer ends.
         let flags = if dump { head.flags } else { head.flags | flag::ACK };
-        let head = Head { flags, sequence: self.reserve(1), ..head };
-        let mut bytes = Vec::with_capacity(256);
-        if !write(&mut bytes, &head, fill) {
-            return Err(SocketError::Decode(DecodeError::Length(0)));
-        }
-        self.send(&bytes)?;
-        let mut answer = Answer { sequence: head.sequence, torn: false, failure: None };
+        let sequence = self.send_request(Head { flags, ..head }, fill)?;
+        let mut answer = Answer { sequence, torn: false, failure: None };
         let deadline = Instant::now() + ANSWER;
         loop {
             match self.receive_now() {
@@ -222,6 +217,44 @@ impl Socket {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Sends a request that is answered by one message or refused, and gives the message to `take`. Saves the second
+    /// datagram that an acknowledgement is.
+    pub fn ask(
+        &mut self,
+        head: Head,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
+    ) -> Result<(), SocketError> {
+        let sequence = self.send_request(head, fill)?;
+        let deadline = Instant::now() + ANSWER;
+        loop {
+            let Some(length) = self.receive_now()? else {
+                self.wait(deadline)?;
+                continue;
+            };
+            for message in Messages::new(&self.buffer[..length]) {
+                let message = message?;
+                if message.sequence != sequence {
+                    continue;
+                }
+                return match message.kind {
+                    kind::ERROR => Err(SocketError::Refused(message.ack()?)),
+                    _ => Ok(take(&message)?),
+                };
+            }
+        }
+    }
+
+    fn send_request(&mut self, head: Head, fill: impl FnOnce(&mut Writer<'_>)) -> Result<u32, SocketError> {
+        let head = Head { sequence: self.reserve(1), ..head };
+        let mut bytes = Vec::with_capacity(256);
+        if !write(&mut bytes, &head, fill) {
+            return Err(SocketError::Decode(DecodeError::Length(0)));
+        }
+        self.send(&bytes)?;
+        Ok(head.sequence)
     }
 
     /// Waits up to `timeout` for a datagram and gives it; `None` when none came.

@@ -8,6 +8,7 @@
 //! [`Kernel`] is the boundary: [`NetlinkKernel`] talks to the real one, [`fake::FakeKernel`] keeps a ruleset in
 //! memory and fails as nftables does. Everything blocks; run it on a thread of its own.
 
+mod changes;
 mod encode;
 mod error;
 pub mod fake;

@@ -5,7 +5,7 @@
 use fw_netlink::attr::{Attrs, Writer};
 use fw_netlink::message::{Message, Messages};
 use fw_netlink::nft::{
-    Chain, Element, Expr, Generation, NamedCounter, Rule, RuleTally, Set, Table, chunk_elements,
+    Chain, Element, Expr, Generation, NamedCounter, Rule, RuleTally, Set, Table, UdpTimeout, chunk_elements,
     decode_elements, encode_elements, udata,
 };
 use libfuzzer_sys::fuzz_target;
@@ -26,6 +26,11 @@ fn message(message: &Message<'_>) {
 fn attributes(attrs: Attrs<'_>) {
     let _ = (Table::decode(attrs), Chain::decode(attrs), Set::decode(attrs), Generation::decode(attrs));
     let _ = (NamedCounter::decode(attrs), RuleTally::decode(attrs));
+    if let Ok(Some(policy)) = UdpTimeout::decode(attrs)
+        && let Some(bytes) = written(|w| policy.encode(w))
+    {
+        assert_eq!(UdpTimeout::decode(Attrs::new(&bytes)), Ok(Some(policy)));
+    }
     if let Ok(rule) = Rule::decode(attrs) {
         let _ = udata::find_comment(&rule.userdata);
         rule_again(&rule);

@@ -4,13 +4,13 @@ use std::ffi::{CString, c_char, c_void};
 
 use fw_netlink::nft::{
     Chain, Dynset, Element, ElementData, Expr, INET, LogTarget, NamedCounter, Rule, Set, SetData, Table,
-    Verdict, encode_elements,
+    UdpTimeout, Verdict, encode_elements,
 };
 use nftnl::nftnl_sys as sys;
 use proptest::prelude::*;
 
 use crate::roundtrip::written;
-use crate::strategy::{chain, counter_object, element, expr, rule, set, table};
+use crate::strategy::{chain, counter_object, element, expr, rule, set, table, udp_timeout};
 
 /// Netlink header and nfgenmsg, which both sides are not compared in.
 const HEADERS: usize = 20;
@@ -326,6 +326,28 @@ fn their_chain(chain: &Chain) -> Vec<u8> {
     }
 }
 
+fn their_timeout(policy: &UdpTimeout) -> Vec<u8> {
+    // libnftnl copies its NFTNL_CTTIMEOUT_ARRAY_MAX numbers, of which UDP has two.
+    let mut seconds = [0_u32; 32];
+    seconds[..2].copy_from_slice(&[policy.unreplied, policy.replied]);
+    // SAFETY: as in `their_rule`; the array is longer than what is copied from it.
+    unsafe {
+        let theirs = sys::nftnl_obj_alloc();
+        sys::nftnl_obj_set_str(theirs, sys::NFTNL_OBJ_TABLE as u16, text(&policy.table).as_ptr());
+        sys::nftnl_obj_set_str(theirs, sys::NFTNL_OBJ_NAME as u16, text(&policy.name).as_ptr());
+        sys::nftnl_obj_set_u32(theirs, sys::NFTNL_OBJ_TYPE as u16, UdpTimeout::KIND);
+        if let Some(family) = policy.family {
+            sys::nftnl_obj_set_u16(theirs, sys::NFTNL_OBJ_CT_TIMEOUT_L3PROTO as u16, family);
+        }
+        sys::nftnl_obj_set_u8(theirs, sys::NFTNL_OBJ_CT_TIMEOUT_L4PROTO as u16, 17);
+        let array = seconds.as_ptr().cast::<c_void>();
+        sys::nftnl_obj_set(theirs, sys::NFTNL_OBJ_CT_TIMEOUT_ARRAY as u16, array);
+        let bytes = payload(|header| sys::nftnl_obj_nlmsg_build_payload(header, theirs));
+        sys::nftnl_obj_free(theirs);
+        bytes
+    }
+}
+
 fn their_counter(counter: &NamedCounter) -> Vec<u8> {
     // SAFETY: as in `their_rule`.
     unsafe {
@@ -458,6 +480,11 @@ proptest! {
         prop_assert_eq!(written(|w| table.encode(w)), their_table(&table));
         prop_assert_eq!(written(|w| chain.encode(w)), their_chain(&chain));
         prop_assert_eq!(written(|w| counter.encode(w)), their_counter(&counter));
+    }
+
+    #[test]
+    fn timeout_policies_have_the_bytes_of_libnftnl(policy in udp_timeout()) {
+        prop_assert_eq!(written(|w| policy.encode(w)), their_timeout(&policy));
     }
 
     #[test]

@@ -9,6 +9,7 @@
     reason = "libnftnl is C; a test fails by panicking; libnftnl numbers attributes as u32 and takes them as u16"
 )]
 
+mod conntrack;
 mod libnftnl;
 mod roundtrip;
 mod rustables;

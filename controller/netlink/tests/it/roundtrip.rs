@@ -1,14 +1,15 @@
 //! decode(encode(x)) == x, and no bytes make a reader panic.
 
 use fw_netlink::attr::{Attrs, Writer};
+use fw_netlink::ctnetlink::{Entry, Tuple};
 use fw_netlink::message::{Head, Messages, write};
 use fw_netlink::nft::{
-    Chain, Expr, Generation, NamedCounter, Rule, RuleTally, Set, Table, chunk_elements, decode_elements,
-    encode_elements, udata,
+    Chain, Expr, Generation, NamedCounter, Rule, RuleTally, Set, Table, UdpTimeout, chunk_elements,
+    decode_elements, encode_elements, udata,
 };
 use proptest::prelude::*;
 
-use crate::strategy::{chain, counter_object, element, expr, rule, set, table};
+use crate::strategy::{chain, counter_object, element, entry, expr, rule, set, table, udp_timeout};
 
 pub(crate) fn written(fill: impl FnOnce(&mut Writer<'_>)) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -27,11 +28,26 @@ fn read_all(attrs: Attrs<'_>) {
     let _ = Set::decode(attrs);
     let _ = decode_elements(attrs);
     let _ = NamedCounter::decode(attrs);
+    let _ = UdpTimeout::decode(attrs);
+    let _ = (Entry::decode(attrs), Tuple::decode(attrs));
     let _ = Generation::decode(attrs);
     let _ = Expr::decode_list(attrs);
 }
 
 proptest! {
+    #[test]
+    fn conntrack_entries_read_back_as_they_were_written(entry in entry()) {
+        let bytes = written(|w| entry.encode(w));
+        prop_assert_eq!(Entry::decode(Attrs::new(&bytes)).unwrap(), entry);
+    }
+
+    #[test]
+    fn timeout_policies_read_back_as_they_were_written_and_are_no_counters(policy in udp_timeout()) {
+        let bytes = written(|w| policy.encode(w));
+        prop_assert_eq!(UdpTimeout::decode(Attrs::new(&bytes)).unwrap().as_ref(), Some(&policy));
+        prop_assert_eq!(NamedCounter::decode(Attrs::new(&bytes)), Ok(None));
+    }
+
     #[test]
     fn expressions_read_back_as_they_were_written(expr in expr()) {
         let bytes = written(|w| expr.encode(w, 1));

@@ -1,9 +1,12 @@
 //! Random values of everything the crate can write.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use fw_netlink::ctnetlink::{Entry, TcpState, Transport, Tuple};
 use fw_netlink::nft::{
     BaseChain, Bitwise, Byteorder, Chain, Cmp, CmpOp, Counter, Ct, Dynset, Element, ElementData, Expr, Fib,
     Hash, Limit, LimitUnit, Log, LogTarget, Lookup, Masquerade, Meta, NamedCounter, Nat, Numgen, Payload,
-    Quota, Range, Redirect, Register, Reject, Rule, Set, SetData, Table, Tproxy, Verdict,
+    Quota, Range, Redirect, Register, Reject, Rule, Set, SetData, Table, Tproxy, UdpTimeout, Verdict,
 };
 use proptest::option;
 use proptest::prelude::*;
@@ -230,6 +233,52 @@ pub(crate) fn element() -> impl Strategy<Value = Element> {
             timeout_ms,
             expiration_ms,
             userdata,
+        },
+    )
+}
+
+pub(crate) fn udp_timeout() -> impl Strategy<Value = UdpTimeout> {
+    let numbers = (option::of(any::<u16>()), any::<u32>(), any::<u32>());
+    (name(), name(), numbers).prop_map(|(table, name, (family, unreplied, replied))| UdpTimeout {
+        table,
+        name,
+        family,
+        unreplied,
+        replied,
+    })
+}
+
+fn tuple() -> impl Strategy<Value = Tuple> {
+    let v4 = any::<(Ipv4Addr, Ipv4Addr)>().prop_map(|(a, b)| (IpAddr::V4(a), IpAddr::V4(b)));
+    let v6 = any::<(Ipv6Addr, Ipv6Addr)>().prop_map(|(a, b)| (IpAddr::V6(a), IpAddr::V6(b)));
+    let ports =
+        any::<(u16, u16)>().prop_map(|(source, destination)| Transport::Ports { source, destination });
+    let icmp = any::<(u16, u8, u8)>().prop_map(|(id, kind, code)| Transport::Icmp { id, kind, code });
+    let protocol = prop_oneof![
+        (prop::sample::select(&[6_u8, 17, 132, 47][..]), ports),
+        (prop::sample::select(&[1_u8, 58][..]), icmp),
+        (any::<u8>(), Just(Transport::None)),
+    ];
+    (prop_oneof![v4, v6], protocol).prop_map(|((source, destination), (protocol, transport))| Tuple {
+        source,
+        destination,
+        protocol,
+        transport,
+    })
+}
+
+pub(crate) fn entry() -> impl Strategy<Value = Entry> {
+    let numbers = (any::<u32>(), option::of(any::<u8>()), option::of(any::<u32>()), any::<u32>());
+    (tuple(), tuple(), numbers, any::<u16>(), option::of(any::<u32>())).prop_map(
+        |(original, reply, (status, state, timeout, mark), zone, id)| Entry {
+            original,
+            reply,
+            status,
+            tcp_state: state.map(TcpState),
+            timeout,
+            mark,
+            zone,
+            id,
         },
     )
 }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use fw_ruleset::Ruleset;
 use fw_ruleset::ir::{Field, Key, Set, SetKind, Value};
 
+use crate::changes::{effective, parts, place, wanted};
 use crate::error::libc_errno::{EEXIST, EINVAL};
 use crate::error::{Error, Refusal};
 use crate::kernel::{ElementChange, TimedElement};
-use crate::set::{describe_key, learned};
+use crate::set::learned;
 
 /// Elements by set and key: the mark, and when they expire.
 #[derive(Clone, Debug, Default)]
@@ -41,21 +42,17 @@ impl Learned {
         now_ms: u64,
     ) -> Result<(), Error> {
         let mut after = self.clone();
-        for (index, change) in changes.iter().enumerate() {
-            let (ElementChange::Put(name, TimedElement { key, .. }) | ElementChange::Remove(name, key)) =
-                change;
+        for (index, change) in effective(changes) {
+            let (name, key) = parts(change);
             let set = definition(ruleset, name)?;
             if !fits(set, key) {
                 return Err(refuse(changes, index, EINVAL));
             }
-            let elements = after.sets.entry(name.clone()).or_default();
+            let elements = after.sets.entry(name.to_owned()).or_default();
             elements.retain(|_, entry| entry.lives(now_ms));
-            let element = match change {
-                ElementChange::Put(_, element) if element.expires_in_ms != Some(0) => element,
-                _ => {
-                    elements.remove(key);
-                    continue;
-                }
+            let Some(element) = wanted(change) else {
+                elements.remove(key);
+                continue;
             };
             let timed = element.expires_in_ms.is_none() || matches!(set.kind, SetKind::Learned { .. });
             if element.mark.is_some() != set.map || !timed {
@@ -136,10 +133,7 @@ fn overlap(a: &Key, b: &Key) -> bool {
 }
 
 pub(super) fn refuse(changes: &[ElementChange], index: usize, errno: i32) -> Error {
-    let place = changes.get(index).map_or_else(String::new, |change| {
-        let (ElementChange::Put(set, TimedElement { key, .. }) | ElementChange::Remove(set, key)) = change;
-        format!("element {} of set {set}", describe_key(key))
-    });
+    let place = changes.get(index).map_or_else(String::new, place);
     let refusal = Refusal { op: index, place, origin: None, detail: None, errno, text: None, others: 0 };
     Error::Refused(Box::new(refusal))
 }

@@ -8,6 +8,7 @@
 )]
 
 mod apply;
+mod elements;
 mod faults;
 mod foreign;
 mod kill;

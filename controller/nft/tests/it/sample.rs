@@ -1,5 +1,7 @@
 //! A ruleset that uses every statement, test, selector and kind of set once at least.
 
+mod names;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -48,15 +50,15 @@ pub(crate) fn base(
     Chain { hook: Some(Hook { kind, point, priority, policy_drop }), rules, origin: None }
 }
 
-fn address(side: Side, family: Family, prefix: u8) -> Selector {
+pub(crate) fn address(side: Side, family: Family, prefix: u8) -> Selector {
     Selector::Address { side, family, prefix }
 }
 
-fn port(side: Side, protocol: Option<Protocol>) -> Selector {
+pub(crate) fn port(side: Side, protocol: Option<Protocol>) -> Selector {
     Selector::Port { side, protocol }
 }
 
-fn exact(values: &[Value]) -> Key {
+pub(crate) fn exact(values: &[Value]) -> Key {
     Key::Exact(values.to_vec())
 }
 
@@ -71,8 +73,9 @@ pub(crate) fn sample() -> Ruleset {
     let counters = ["drop_total", "internal_in"];
     Ruleset {
         counters: counters.iter().map(|name| ((*name).to_owned(), NamedCounter {})).collect(),
-        sets: sets(),
-        chains: chains(),
+        timeouts: names::timeouts(),
+        sets: sets().into_iter().chain(names::sets()).collect(),
+        chains: chains().into_iter().chain(names::chains()).collect(),
     }
 }
 
