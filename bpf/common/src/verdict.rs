@@ -92,7 +92,11 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         Some(allow) => tables.class_of(&allow.steps[0], &packet.destination),
         None => NO_CLASS,
     };
-    let reason = if tables.index_in(once, packet.protocol, packet.port).is_some() { Reason::Expired } else { Reason::Policy };
+    let reason = if tables.index_in(once, packet.protocol, packet.port).is_some() {
+        Reason::Expired
+    } else {
+        Reason::Policy
+    };
     Verdict::Bounce(reason)
 }
 
