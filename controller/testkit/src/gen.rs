@@ -18,6 +18,7 @@
 mod edits;
 mod manifests;
 mod mix;
+mod names;
 mod packets;
 mod policies;
 mod rng;
@@ -26,7 +27,8 @@ mod world;
 pub use edits::{Edit, edit};
 pub use manifests::{firewall_manifest, manifests, policy_file_name, policy_manifest, service_manifest};
 pub use mix::Mix;
-pub use packets::packets;
+pub use names::{Answers, add_names};
+pub use packets::{packets, packets_with};
 pub use policies::{policy, policy_set, service};
 pub use rng::{Rng, seed};
 pub use world::World;

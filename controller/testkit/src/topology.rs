@@ -17,7 +17,7 @@ use fw_policy::IfName;
 use ipnet::IpNet;
 
 use crate::Netns;
-use crate::dns::{Authority, Resolver, Stub, Zone, awkward};
+use crate::dns::{Authority, Resolver, Software, Stub, Zone, awkward};
 
 /// The first cluster machine's network: `10.0.16.0/22` and `2001:db8:10::/48` are the cluster's prefixes.
 pub const CLUSTER_PREFIXES: [&str; 2] = ["10.0.16.0/22", "2001:db8:10::/48"];
@@ -209,7 +209,8 @@ pub struct Dns {
 impl Dns {
     fn new(ns: &Netns, zones: &[Zone]) -> Result<Self> {
         let at_home = parse_all(&AUTHORITY_ADDRESSES)?;
-        let authority = Authority::new(ns, &at_home, zones)?;
+        // Knot writes all names in lower case and follows five CNAMEs at a time; BIND keeps every letter and every hop.
+        let authority = Authority::with(Software::Bind, ns, &at_home, zones)?;
         let stubs: Vec<Stub> = zones.iter().map(|zone| Stub::at(zone.origin(), &at_home)).collect();
         let later = [Stub::at(SCRIPTED_ZONE, &parse_all(&SCRIPTED_ADDRESSES)?)];
         let resolver = |addresses: &[&str]| Resolver::recursive(ns, &parse_all(addresses)?, &stubs, &later);

@@ -1,9 +1,10 @@
 //! Traffic and what became of it.
 //!
 //! Real sockets: [`probe`] (one question each), [`server`], [`steady`] (connections that must not break),
-//! [`meter`] (rates). Crafted packets: [`craft`], [`inject`], [`sniff`] and [`range`](mod@range), which puts them
+//! [`meter`] (rates), [`any`] (a server on whole prefixes). Crafted packets: [`craft`], [`inject`], [`sniff`] and [`range`](mod@range), which puts them
 //! together: thousands of packets in, and for each where it came out. [`conntrack`]: forgetting connections.
 
+pub mod any;
 pub mod conntrack;
 pub mod craft;
 pub mod inject;

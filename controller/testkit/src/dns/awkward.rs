@@ -20,7 +20,7 @@ pub const PLAIN: &str = "www.example.test";
 /// Another one, for what no policy names.
 pub const OTHER: &str = "other.example.test";
 /// First of eight CNAMEs in mixed case, with TTLs from 270 down to 60; the last leads to addresses of both families.
-/// (Knot gives five hops at a time, BIND and resolvers all of them.)
+/// (Knot gives five hops at a time and in lower case, BIND all of them as written.)
 pub const CHAIN: &str = "hop1.chain.example.test";
 /// The end of the chain, as a question would spell it.
 pub const CHAIN_END: &str = "end.chain.example.test";

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Result, ensure};
-use fw_policy::{Packet, PolicySet, Why};
+use fw_policy::{Learned, Packet, PolicySet, Why};
 
 use crate::r#gen::policies::overlapping;
 
@@ -26,8 +26,13 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Counts, with [`PolicySet::decide`] for the verdicts.
+    /// Counts while nothing is learned; see [`Mix::with`].
     pub fn of(set: &PolicySet, packets: &[Packet]) -> Self {
+        Self::with(set, &Learned::default(), packets)
+    }
+
+    /// Counts, with [`PolicySet::decide_with`] for the verdicts.
+    pub fn with(set: &PolicySet, learned: &Learned, packets: &[Packet]) -> Self {
         let mut mix = Self {
             packets: packets.len(),
             policies: set.policies.len(),
@@ -35,7 +40,7 @@ impl Mix {
             ..Self::default()
         };
         for packet in packets {
-            let decision = set.decide(packet);
+            let decision = set.decide_with(packet, learned);
             mix.accepted += usize::from(decision.accepted);
             mix.ipv6 += usize::from(packet.source.is_ipv6());
             *mix.reasons.entry(reason(&decision.why)).or_default() += 1;
@@ -53,6 +58,13 @@ impl Mix {
         for (reason, count) in &other.reasons {
             *self.reasons.entry(reason).or_default() += count;
         }
+    }
+
+    /// As [`Mix::check`], and fails below 10 % of packets that names decide.
+    pub fn check_names(&self) -> Result<()> {
+        let by_name = self.reasons.get("name").copied().unwrap_or(0);
+        ensure!(by_name * 10 >= self.packets, "fewer than 10 % by name: {self}");
+        self.check()
     }
 
     /// Fails below 30 % accepts, 20 % overlapping policies or 10 % IPv6 packets.
@@ -79,6 +91,7 @@ fn reason(why: &Why) -> &'static str {
         Why::Drop(fw_policy::DropReason::Invalid) => "drop: invalid",
         Why::Drop(fw_policy::DropReason::Spoofed) => "drop: spoofed",
         Why::Drop(fw_policy::DropReason::UnsupportedProtocol) => "drop: unsupported protocol",
+        Why::Drop(fw_policy::DropReason::EncryptedDns) => "drop: encrypted dns",
         Why::Drop(fw_policy::DropReason::Policy) => "drop: policy",
         Why::Drop(_) => "drop: other",
     }

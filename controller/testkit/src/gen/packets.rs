@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use fw_policy::{
-    Block, ConntrackState, Packet, Peers, PolicySet, PortRange, Ports, Protocol, Rule, Service, Sources,
-    Transport,
+    Block, ConntrackState, DNS_PORT, Learned, Packet, Peers, PolicySet, PortRange, Ports, Protocol, Rule,
+    Service, Sources, Transport,
 };
 
 use crate::r#gen::policies::address_around;
@@ -20,6 +20,18 @@ const MOST_ECHOS_OF_ONE: usize = 2;
 /// Packets that the firewall's kernel would forward if no rule were there, most of them NEW, each of a flow of its
 /// own (up to 60,000), the others INVALID. Biased towards what the policies mention and its edges.
 pub fn packets(rng: &mut Rng, world: &World, set: &PolicySet, count: usize) -> Result<Vec<Packet>> {
+    packets_with(rng, world, set, &Learned::default(), count)
+}
+
+/// As [`packets`], some of them to learned addresses. Without DNS from inside where that is redirected: it never
+/// reaches the rules that the reference is about.
+pub fn packets_with(
+    rng: &mut Rng,
+    world: &World,
+    set: &PolicySet,
+    learned: &Learned,
+    count: usize,
+) -> Result<Vec<Packet>> {
     let mut packets = Vec::with_capacity(count);
     let mut echo_sources: BTreeMap<IpAddr, usize> = BTreeMap::new();
     // Most tries succeed; the bound only keeps a world without forwardable addresses from going on for ever.
@@ -28,7 +40,11 @@ pub fn packets(rng: &mut Rng, world: &World, set: &PolicySet, count: usize) -> R
             break;
         }
         let number = packets.len();
-        let Some(packet) = one(rng, world, set, number)? else { continue };
+        let Some(packet) = one(rng, world, set, learned, number)? else { continue };
+        let is_dns = packet.transport.service().is_some_and(|(_, port)| port == DNS_PORT);
+        if is_dns && set.intercepts_dns() && set.firewall.inside.interfaces.contains(&packet.input) {
+            continue;
+        }
         if matches!(packet.transport, Transport::Icmp { kind: 8 | 128, .. }) {
             let all: usize = echo_sources.values().sum();
             let of_source = echo_sources.entry(packet.source).or_default();
@@ -43,10 +59,16 @@ pub fn packets(rng: &mut Rng, world: &World, set: &PolicySet, count: usize) -> R
 }
 
 /// A packet, or `None` when the kernel would not forward it.
-fn one(rng: &mut Rng, world: &World, set: &PolicySet, number: usize) -> Result<Option<Packet>> {
+fn one(
+    rng: &mut Rng,
+    world: &World,
+    set: &PolicySet,
+    learned: &Learned,
+    number: usize,
+) -> Result<Option<Packet>> {
     let (near, far) = (rng.below(100), rng.below(100));
     let (from_inside, source, destination, service) = match near {
-        0..50 => egress(rng, world, set)?,
+        0..50 => egress(rng, world, set, learned)?,
         50..78 => ingress(rng, world, set)?,
         78..94 => to_service(rng, world, set)?,
         _ => anywhere(rng, world)?,
@@ -85,9 +107,12 @@ fn other(
 /// Enters by inside, source, destination, protocol and port.
 type Aim = (bool, IpAddr, IpAddr, (Protocol, u16));
 
-fn egress(rng: &mut Rng, world: &World, set: &PolicySet) -> Result<Aim> {
+fn egress(rng: &mut Rng, world: &World, set: &PolicySet, learned: &Learned) -> Result<Aim> {
     let rules: Vec<&Rule> = set.policies.values().flat_map(|policy| &policy.egress).collect();
-    let (destination, service) = around_a_rule(rng, world, &rules)?;
+    let (destination, service) = match to_a_name(rng, &rules, learned) {
+        Some(aim) => aim,
+        None => around_a_rule(rng, world, &rules)?,
+    };
     let source = match rng.below(100) {
         // A spoofed one.
         0..5 => world.outside_address(rng)?,
@@ -95,6 +120,23 @@ fn egress(rng: &mut Rng, world: &World, set: &PolicySet) -> Result<Aim> {
         _ => world.cluster_address(rng, destination.is_ipv4())?,
     };
     Ok((true, source, destination, service))
+}
+
+/// Half of the time, where something is learned: one of those addresses, mostly with ports of a rule that names it.
+fn to_a_name(rng: &mut Rng, rules: &[&Rule], learned: &Learned) -> Option<(IpAddr, (Protocol, u16))> {
+    if learned.addresses.is_empty() || rng.percent(50) {
+        return None;
+    }
+    let addresses: Vec<_> = learned.addresses.iter().collect();
+    let (address, selectors) = rng.pick(&addresses)?;
+    let any = rng.percent(10);
+    let named = rules.iter().copied().filter(|rule| match &rule.peers {
+        Peers::Names(names) => any || names.iter().any(|name| selectors.contains(name)),
+        Peers::Any | Peers::Blocks(_) => false,
+    });
+    let named: Vec<&Rule> = named.collect();
+    let rule = *rng.pick(&named)?;
+    Some((**address, around_ports(rng, &rule.ports)))
 }
 
 fn ingress(rng: &mut Rng, world: &World, set: &PolicySet) -> Result<Aim> {
@@ -154,14 +196,17 @@ fn around_a_rule(rng: &mut Rng, world: &World, rules: &[&Rule]) -> Result<(IpAdd
         },
         Peers::Any | Peers::Names(_) => world.outside_address(rng)?,
     };
-    let service = match &rule.ports {
+    Ok((address, around_ports(rng, &rule.ports)))
+}
+
+fn around_ports(rng: &mut Rng, ports: &Ports) -> (Protocol, u16) {
+    match ports {
         Ports::Ranges(ranges) => match rng.pick(ranges) {
             Some(range) => around_a_range(rng, range),
             None => (Protocol::Tcp, rng.between(75, 95)),
         },
         Ports::All => (if rng.percent(50) { Protocol::Tcp } else { Protocol::Udp }, rng.between(1, 65_535)),
-    };
-    Ok((address, service))
+    }
 }
 
 fn around_a_range(rng: &mut Rng, range: &PortRange) -> (Protocol, u16) {

@@ -109,7 +109,7 @@ fn protocol(rng: &mut Rng) -> Protocol {
     if rng.percent(65) { Protocol::Tcp } else { Protocol::Udp }
 }
 
-fn ports(rng: &mut Rng) -> Ports {
+pub(crate) fn ports(rng: &mut Rng) -> Ports {
     if rng.percent(4) {
         return Ports::All;
     }
@@ -194,6 +194,7 @@ fn meet(rules: &[Rule], others: &[Rule]) -> bool {
 
 fn peers_meet(a: &Peers, b: &Peers) -> bool {
     match (a, b) {
+        (Peers::Names(a), Peers::Names(b)) => a.iter().any(|selector| b.contains(selector)),
         (Peers::Names(_), _) | (_, Peers::Names(_)) => false,
         (Peers::Any, Peers::Any) => true,
         (Peers::Any, Peers::Blocks(blocks)) | (Peers::Blocks(blocks), Peers::Any) => {

@@ -254,7 +254,7 @@ fn exercise(mut flows: Vec<Flow>, pace: Duration, stop: &AtomicBool, report: &Mu
 }
 
 /// Segments that the kernel has sent again on a connection.
-fn retransmits(stream: &TcpStream) -> io::Result<u64> {
+pub(crate) fn retransmits(stream: &TcpStream) -> io::Result<u64> {
     // SAFETY: a plain struct of integers.
     let mut info: libc::tcp_info = unsafe { zeroed() };
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).map_err(io::Error::other)?;

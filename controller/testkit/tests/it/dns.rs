@@ -119,7 +119,11 @@ fn chains_are_followed_in_their_own_case_and_loops_end() {
         assert_eq!(answer.ips(), [addresses_of(15)[0]], "{server}");
         let records = answer.message().unwrap().answers;
         assert_eq!(records.len(), 9, "{server}: eight hops and an address: {records:?}");
-        assert!(answer.bytes.windows(4).any(|window| window == b"HoP8"), "{server}");
+        assert!(
+            answer.bytes.windows(4).any(|window| window == b"HoP8"),
+            "{server}: {}",
+            answer.bytes.escape_ascii()
+        );
         let query = Query::new(2, awkward::LOOP, kind::A).unwrap();
         let answer = client.ask(&query, PATIENT).unwrap().unwrap();
         assert!(answer.ips().is_empty() && answer.rcode() != Some(3), "{server}: {answer:?}");

@@ -6,6 +6,8 @@
 mod dns;
 mod generated;
 mod lab;
+mod load;
 mod namespaces;
 mod packets;
+mod scripted;
 mod sockets;
