@@ -48,6 +48,32 @@ fn the_mix_is_worth_comparing_for_many_seeds() {
 }
 
 #[test]
+fn names_are_in_the_mix_where_they_are_asked_for_and_in_no_other() {
+    let world = World::of(&big_spec()).unwrap();
+    let seed = r#gen::seed();
+    let mut all = Mix::default();
+    for seed in seed..seed + 20 {
+        let (plain, _) = generate(seed, &world);
+        assert!(!plain.has_names(), "seed {seed}");
+        let mut rng = Rng::new(seed);
+        let mut set = r#gen::policy_set(&mut rng, &world, 40, 10).unwrap();
+        let answers = r#gen::add_names(&mut rng, &world, &mut set, 20).unwrap();
+        let packets = r#gen::packets_with(&mut rng, &world, &set, &answers.learned, 2_000).unwrap();
+        let mix = Mix::with(&set, &answers.learned, &packets);
+        println!("{seed} {mix}");
+        mix.check_names().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let shared = answers.learned.addresses.values().filter(|selectors| selectors.len() > 1).count();
+        assert!(shared * 5 >= answers.learned.addresses.len(), "seed {seed}: few addresses of several names");
+        let inside = &set.firewall.inside.interfaces;
+        let dns =
+            packets.iter().filter(|packet| packet.transport.service().is_some_and(|(_, port)| port == 53));
+        assert_eq!(dns.filter(|packet| inside.contains(&packet.input)).count(), 0, "seed {seed}");
+        all.add(&mix);
+    }
+    println!("{all}");
+}
+
+#[test]
 fn a_poor_mix_is_refused() {
     let world = World::of(&big_spec()).unwrap();
     let (set, packets) = generate(1, &world);
@@ -62,7 +88,10 @@ fn manifests_mean_exactly_the_policy_set_they_were_written_from() {
     let world = World::of(&big_spec()).unwrap();
     let seed = r#gen::seed();
     for seed in seed..seed + 10 {
-        let (set, _) = generate(seed, &world);
+        let (mut set, _) = generate(seed, &world);
+        if seed % 2 == 0 {
+            r#gen::add_names(&mut Rng::new(seed), &world, &mut set, 20).unwrap();
+        }
         let files = r#gen::manifests(&set).unwrap();
         let manifests: Vec<_> =
             files.iter().flat_map(|(name, text)| parse(name, text.as_bytes()).unwrap()).collect();
