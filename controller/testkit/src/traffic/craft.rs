@@ -51,7 +51,7 @@ impl Tag {
     /// Begins the tag of an ICMP error: another one, since the packet that it quotes may have its own.
     const ERROR: [u8; 4] = *b"FWte";
 
-    fn bytes(self, error: bool) -> [u8; Self::LENGTH] {
+    pub(crate) fn bytes(self, error: bool) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];
         bytes[..4].copy_from_slice(if error { &Self::ERROR } else { &Self::ORDINARY });
         bytes[4..8].copy_from_slice(&self.run.to_be_bytes());
@@ -396,13 +396,13 @@ fn v6(address: IpAddr) -> [u8; 16] {
 }
 
 /// Adds 16-bit words for the internet checksum (RFC 1071).
-fn add_words(sum: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn add_words(sum: u64, bytes: &[u8]) -> u64 {
     bytes.chunks(2).fold(sum, |sum, pair| {
         sum + u64::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))
     })
 }
 
-fn finish(mut sum: u64) -> u16 {
+pub(crate) fn finish(mut sum: u64) -> u16 {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }

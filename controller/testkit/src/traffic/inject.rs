@@ -30,11 +30,20 @@ impl Injector {
         Ok(Self {
             sender: PacketSocket::open(&machine.ns, Machine::INTERFACE, NONE)?,
             answers: PacketSocket::open(&machine.ns, Machine::INTERFACE, ARP)?,
-            v4_header: ethernet_header(machine.gateway_mac, machine.mac, ETHER_V4),
-            v6_header: ethernet_header(machine.gateway_mac, machine.mac, ETHER_V6),
+            v4_header: ethernet_header_for(machine, false),
+            v6_header: ethernet_header_for(machine, true),
             question: arp_probe(machine),
             name: machine.ns.name().to_owned(),
         })
+    }
+
+    /// Sends whole Ethernet frames as they are, in order; returns when the firewall is through with them all.
+    pub fn send_frames<F: AsRef<[u8]>>(&mut self, frames: &[F]) -> Result<()> {
+        let _pinned = Pinned::to_this_cpu()?;
+        for batch in frames.chunks(BATCH) {
+            self.send_parts(&batch.iter().map(|frame| (frame.as_ref(), &[][..])).collect::<Vec<_>>())?;
+        }
+        self.settle()
     }
 
     /// Sends all packets in order as fast as it can; none is lost before the firewall's interface has it.
@@ -70,7 +79,11 @@ impl Injector {
                 (if v6 { &self.v6_header[..] } else { &self.v4_header[..] }, packet)
             })
             .collect();
-        let mut rest = &frames[..];
+        self.send_parts(&frames)
+    }
+
+    fn send_parts(&self, frames: &[(&[u8], &[u8])]) -> Result<()> {
+        let mut rest = frames;
         while !rest.is_empty() {
             match self.sender.send(rest) {
                 Ok(sent) => rest = &rest[sent..],
@@ -110,6 +123,11 @@ impl Injector {
         }
         Ok(())
     }
+}
+
+/// What is in front of a machine's packets to the firewall.
+pub(crate) fn ethernet_header_for(machine: &Machine, v6: bool) -> [u8; 14] {
+    ethernet_header(machine.gateway_mac, machine.mac, if v6 { ETHER_V6 } else { ETHER_V4 })
 }
 
 fn ethernet_header(to: [u8; 6], from: [u8; 6], kind: [u8; 2]) -> [u8; 14] {

@@ -30,6 +30,29 @@ pub(crate) struct PacketSocket {
     buffers: Vec<u8>,
 }
 
+/// Frames to be sent one after the other, for ever.
+#[derive(Debug)]
+pub(crate) struct Ring {
+    frames: Vec<Vec<u8>>,
+    next: usize,
+}
+
+impl Ring {
+    /// At least one frame.
+    pub(crate) fn new(frames: Vec<Vec<u8>>) -> Self {
+        Self { frames, next: 0 }
+    }
+
+    /// Leaves the next frame out.
+    pub(crate) fn skip(&mut self) {
+        self.advance(1);
+    }
+
+    fn advance(&mut self, by: usize) {
+        self.next = (self.next + by) % self.frames.len().max(1);
+    }
+}
+
 /// What the kernel has counted at a socket since the last time it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SocketStatistics {
@@ -65,6 +88,30 @@ impl PacketSocket {
         // caller's slices; all outlive the call, and sending only reads them.
         let sent = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), messages.as_mut_ptr(), count, 0) };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Hands frames straight to the driver (PACKET_QDISC_BYPASS).
+    pub(crate) fn bypass_queue(&self) -> io::Result<()> {
+        set_option(&self.fd, libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)
+    }
+
+    /// Sends the next frames of a ring, at most `most` and at most to its end; gives how many went out.
+    pub(crate) fn send_ring(&self, ring: &mut Ring, most: usize) -> io::Result<usize> {
+        let rest = &ring.frames[ring.next..];
+        let mut parts: [libc::iovec; BATCH] = std::array::from_fn(|at| part(rest.get(at).map_or(&[], |f| f)));
+        let mut messages: [libc::mmsghdr; BATCH] = std::array::from_fn(|_| empty_message());
+        for (message, part) in messages.iter_mut().zip(&mut parts) {
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+        }
+        let count = rest.len().min(BATCH).min(most);
+        let length = libc::c_uint::try_from(count).map_err(io::Error::other)?;
+        // SAFETY: the first `count` headers each point to one part in `parts`, which points to a frame of the ring; all
+        // outlive the call, and sending only reads them.
+        let sent = unsafe { libc::sendmmsg(self.fd.as_raw_fd(), messages.as_mut_ptr(), length, 0) };
+        let sent = usize::try_from(sent).map_err(|_| io::Error::last_os_error())?;
+        ring.advance(sent);
+        Ok(sent)
     }
 
     /// Takes up to [`BATCH`] frames that are there; gives how many. Does not wait.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the seed and the mix of generated tests")]
 
+mod corpus;
 mod dns;
 mod generated;
 mod lab;
