@@ -38,7 +38,7 @@ pub(super) struct DataPath {
     installed: BTreeMap<IpAddr, Allow>,
     /// Lists under way that have the address.
     pending: BTreeMap<IpAddr, u32>,
-    /// Addresses of lists that were not taken: nobody knows what they are allowed.
+    /// Addresses to be written whatever they are: their list was not taken, and nobody knows what they are allowed.
     unknown: BTreeSet<IpAddr>,
     classes: BTreeMap<u32, Class>,
     by_cells: BTreeMap<Vec<Cell>, u32>,
@@ -216,14 +216,17 @@ impl DataPath {
         there.flat_map(|class| class.cells.iter().map(|cell| cell.index)).collect()
     }
 
-    /// Addresses whose confirmed allow has one of the indexes.
-    pub(super) fn with_index(&self, indexes: &BTreeSet<u32>) -> Vec<IpAddr> {
+    /// Has every address written anew whose confirmed allow has one of the indexes, also in a step that is over;
+    /// returns them.
+    pub(super) fn rewrite_with(&mut self, indexes: &BTreeSet<u32>) -> Vec<IpAddr> {
         let has_index = |class: &Class| class.cells.iter().any(|cell| indexes.contains(&cell.index));
         let classes: BTreeSet<u32> =
             self.classes.iter().filter(|(_, class)| has_index(class)).map(|(id, _)| *id).collect();
         let named =
             self.installed.iter().filter(|(_, allow)| references(allow).any(|id| classes.contains(&id)));
-        named.map(|(address, _)| *address).collect()
+        let addresses: Vec<IpAddr> = named.map(|(address, _)| *address).collect();
+        self.unknown.extend(&addresses);
+        addresses
     }
 
     fn ended(&mut self, id: u32, was_drop: bool, present: Presence) {

@@ -72,7 +72,7 @@ impl Learner {
         let changed = self.selectors.withdraw(indexes, &self.table);
         self.memo.clear();
         self.touch(&changed);
-        self.store.touched.extend(self.data_path.with_index(indexes));
+        self.store.touched.extend(self.data_path.rewrite_with(indexes));
         self.list_changes(self.now)
     }
 
