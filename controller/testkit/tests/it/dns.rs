@@ -176,12 +176,22 @@ fn questions_are_pipelined_on_one_connection_and_length_prefixes_split() {
 }
 
 #[test]
-fn bind_serves_the_same_zones_and_edns_reaches_it() {
+fn knot_and_bind_serve_the_same_zones_and_edns_reaches_bind() {
     let lab =
         Lab::new(&LabSpec::standard("bind").unwrap().with_internet_addresses(&AUTHORITY_ADDRESSES.map(ip)))
             .unwrap();
     let zones = awkward::zones().unwrap();
     let addresses = AUTHORITY_ADDRESSES.map(ip);
+    {
+        let _knot = Authority::new(&lab.internet().ns, &addresses, &zones).unwrap();
+        let mut client = Client::new(&lab.cluster().ns, dns_at(AUTHORITY_ADDRESSES[0])).unwrap();
+        for (id, name, number) in
+            [(1, awkward::PLAIN, 1), (2, "a.wild.example.test", 12), (3, awkward::COM, 17)]
+        {
+            let answer = client.ask(&Query::new(id, name, kind::A).unwrap(), PATIENT).unwrap().unwrap();
+            assert_eq!(answer.ips(), [addresses_of(number)[0]], "{name}");
+        }
+    }
     let _authority = Authority::with(Software::Bind, &lab.internet().ns, &addresses, &zones).unwrap();
     let mut client = Client::new(&lab.cluster().ns, dns_at(AUTHORITY_ADDRESSES[1])).unwrap();
     let mut query = Query::new(1, awkward::CHAIN, kind::AAAA).unwrap();

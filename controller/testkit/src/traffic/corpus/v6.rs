@@ -8,6 +8,9 @@ const AUTHENTICATION: u8 = 51;
 const NO_NEXT: u8 = 59;
 const DESTINATION: u8 = 60;
 
+/// Extension headers: kind and bytes of each.
+type Chain = Vec<(u8, Vec<u8>)>;
+
 /// A header of options: next header, length in 8 bytes beyond the first 8, and one PadN that fills it.
 fn padding(kind: u8, extra: u8) -> (u8, Vec<u8>) {
     let length = 8 + 8 * usize::from(extra);
@@ -37,7 +40,7 @@ pub(super) fn add(builder: &mut Builder) {
 
 fn extensions(builder: &mut Builder) {
     use Fate::{Dropped, Refused, Whole};
-    let all: Vec<(&str, Vec<(u8, Vec<u8>)>, Fate)> = vec![
+    let all: Vec<(&str, Chain, Fate)> = vec![
         ("hop-by-hop", vec![padding(HOP_BY_HOP, 0)], Whole),
         ("destination options", vec![padding(DESTINATION, 0)], Whole),
         ("destination options of 72 bytes", vec![padding(DESTINATION, 8)], Whole),
