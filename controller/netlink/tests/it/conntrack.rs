@@ -15,7 +15,7 @@ table inet tracking {
         type filter hook output priority 0;
         ct state new udp dport 4242 ct mark set 0x01020304
     }
-    chain redirect {
+    chain to_proxy {
         type nat hook output priority -100;
         meta l4proto { tcp, udp } th dport 53 redirect to :5353
     }

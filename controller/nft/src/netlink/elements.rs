@@ -89,9 +89,18 @@ impl NetlinkKernel {
                 Outcome::Whole(ack) if ack.errno == ERESTART => {}
                 Outcome::Whole(ack) => return Err(whole(&ack)),
                 Outcome::Messages(refused) => {
+                    let mut full = None;
                     for (message, ack) in refused {
                         let Some(&(task, deletes)) = sources.get(message) else { continue };
-                        tasks[task].way = self.another_way(&tasks[task], deletes, ack)?;
+                        match self.another_way(&tasks[task], deletes, ack) {
+                            Ok(way) => tasks[task].way = way,
+                            // What can never be applied is told first.
+                            Err(error @ Error::Full { .. }) => full = full.or(Some(error)),
+                            Err(error) => return Err(error),
+                        }
+                    }
+                    if let Some(full) = full {
+                        return Err(full);
                     }
                     self.spare_other_boxes(&mut tasks)?;
                 }

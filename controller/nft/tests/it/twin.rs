@@ -4,10 +4,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use fw_nft::fake::FakeKernel;
-use fw_nft::{Error, Kernel, NetlinkKernel, Table, recognise};
+use fw_nft::{ElementChange, Error, Kernel, NetlinkKernel, Table, recognise};
 use fw_ruleset::ir::{
-    Chain, ChainKind, Family, Field, Hook, HookPoint, Key, Limit, LimitUnit, Rule, Selector, Set, SetKind,
-    Side, Statement, Test, Value, Verdict,
+    Chain, ChainKind, CtTimeout, Family, Field, Hook, HookPoint, Key, Limit, LimitUnit, Rule, Selector, Set,
+    SetKind, Side, Statement, Test, Value, Verdict,
 };
 use fw_ruleset::{Count, Op, Plan, Ruleset};
 use fw_testkit::Netns;
@@ -16,6 +16,8 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 
 const NAMES: [&str; 4] = ["aa", "bb", "cc", "dd"];
 const DYNAMIC: &str = "ee";
+/// Filled by user space: addresses to marks, three at most.
+const LEARNED: &str = "ff";
 
 fn name() -> impl Strategy<Value = String> {
     prop::sample::select(&NAMES[..]).prop_map(str::to_owned)
@@ -42,7 +44,7 @@ fn port() -> Selector {
 /// A set's name says what its keys are: `aa` and `bb` have addresses, `cc` and `dd` ports; `bb` and `dd` intervals;
 /// [`DYNAMIC`] is filled by packets.
 fn selector(set: &str) -> Selector {
-    if set < "cc" { address() } else { port() }
+    if set < "cc" || set == LEARNED { address() } else { port() }
 }
 
 fn statement() -> impl Strategy<Value = Statement> {
@@ -54,6 +56,10 @@ fn statement() -> impl Strategy<Value = Statement> {
         name().prop_map(Statement::NamedCounter),
         Just(Statement::Counter),
         Just(Statement::Snat([192, 0, 2, 1].into())),
+        Just(Statement::Redirect(5353)),
+        name().prop_map(Statement::CtTimeout),
+        prop_oneof![1 => name(), 3 => Just(LEARNED.to_owned())]
+            .prop_map(|map| Statement::SetMarkByMap { key: vec![selector(&map)], map }),
         verdict().prop_map(Statement::Verdict),
     ]
 }
@@ -62,7 +68,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     (prop::collection::vec(statement(), 1..3)).prop_filter_map("compatible", |mut body| {
         // A verdict ends a rule; address and port in one rule are fine, two verdicts are not.
         let last = body.iter().position(|s| {
-            matches!(s, Statement::Verdict(_) | Statement::VerdictMap { .. } | Statement::Snat(_))
+            use Statement::{Redirect, Snat, Verdict, VerdictMap};
+            matches!(s, Verdict(_) | VerdictMap { .. } | Snat(_) | Redirect(_))
         });
         body.truncate(last.map_or(body.len(), |last| last + 1));
         Some(Rule { body, comment: None })
@@ -92,13 +99,31 @@ fn set() -> impl Strategy<Value = (String, Set)> {
     });
     let kind = SetKind::Dynamic { size: 9, timeout_ms: 60_000 };
     let dynamic = Set { key: vec![Field::Port], kind, elements: BTreeMap::new(), map: false, origin: None };
-    prop_oneof![4 => named, 1 => Just((DYNAMIC.to_owned(), dynamic))]
+    prop_oneof![4 => named, 1 => Just((DYNAMIC.to_owned(), dynamic)), 1 => Just((LEARNED.to_owned(), learned()))]
+}
+
+fn learned() -> Set {
+    let kind = SetKind::Learned { size: 3 };
+    Set { key: vec![Field::Ipv4], kind, elements: BTreeMap::new(), map: true, origin: None }
+}
+
+fn change() -> impl Strategy<Value = ElementChange> {
+    const HOUR: u64 = 3_600_000;
+    let key = (0..5_u32).prop_map(|number| Key::Exact(vec![Value::Ipv4(number.into())]));
+    let left = prop_oneof![4 => Just(Some(HOUR)), 1 => Just(Some(0)), 1 => Just(None)];
+    let mark = prop_oneof![6 => (1..3_u32).prop_map(Some), 1 => Just(None)];
+    (key, mark, left, prop::bool::weighted(0.3)).prop_map(|(key, mark, left, remove)| match remove {
+        true => crate::elements::remove(LEARNED, key),
+        false => crate::elements::put(LEARNED, key, mark, left),
+    })
 }
 
 fn hook() -> impl Strategy<Value = Option<Hook>> {
     let filter = Hook { kind: ChainKind::Filter, point: HookPoint::Forward, priority: 1, policy_drop: true };
     let nat = Hook { kind: ChainKind::Nat, point: HookPoint::Postrouting, priority: 100, policy_drop: false };
-    prop_oneof![4 => Just(None), 2 => Just(Some(filter)), 1 => Just(Some(nat))]
+    let redirecting = Hook { point: HookPoint::Prerouting, priority: -100, ..nat };
+    let hooks = [nat, redirecting].map(Some);
+    prop_oneof![4 => Just(None), 2 => Just(Some(filter)), 2 => prop::sample::select(hooks.to_vec())]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -115,6 +140,9 @@ fn op() -> impl Strategy<Value = Op> {
     let delete = |set: String| key(&set).prop_map(move |key| Op::DeleteElements(set.clone(), vec![key]));
     prop_oneof![
         2 => name().prop_map(move |name| Op::CreateCounter(name, count)),
+        1 => name().prop_map(|name| Op::CreateTimeout(name, CtTimeout { seconds: 3 })),
+        1 => name().prop_map(Op::DeleteTimeout),
+        1 => Just(Op::DeleteSet(LEARNED.to_owned())),
         3 => set().prop_map(|(name, set)| Op::CreateSet(name, set)),
         3 => (name(), chain).prop_map(|(name, chain)| Op::CreateChain(name, chain)),
         2 => name().prop_map(Op::FlushChain),
@@ -147,6 +175,8 @@ fn beginning() -> Vec<Op> {
         Op::CreateSet("bb".to_owned(), set(Field::Ipv4, SetKind::Interval, false)),
         Op::CreateSet("dd".to_owned(), set(Field::Port, SetKind::Interval, true)),
         Op::CreateSet(DYNAMIC.to_owned(), set(Field::Port, dynamic, false)),
+        Op::CreateSet(LEARNED.to_owned(), learned()),
+        Op::CreateTimeout("aa".to_owned(), CtTimeout { seconds: 3 }),
     ]
 }
 
@@ -178,6 +208,21 @@ fn held(kernel: &mut NetlinkKernel, wanted: &Ruleset) -> Ruleset {
     recognise(&observed, wanted)
 }
 
+/// How an update of elements ended, and what the set holds then, without the time that is left.
+fn updated(kernel: &mut dyn Kernel, changes: &[ElementChange]) -> String {
+    let result = match kernel.update_elements(changes) {
+        Err(Error::Refused(refusal)) => format!("refused {} {}", refusal.op, refusal.errno),
+        Err(Error::Stale) => "stale".to_owned(),
+        other => format!("{other:?}"),
+    };
+    let list = kernel.timed_elements(LEARNED).map(|list| {
+        let parts =
+            |element: fw_nft::TimedElement| (element.key, element.mark, element.expires_in_ms.is_some());
+        list.into_iter().map(parts).collect::<Vec<_>>()
+    });
+    format!("{result} {}", list.map_or_else(|error| error.to_string(), |list| format!("{list:?}")))
+}
+
 #[test]
 fn random_plans_succeed_and_fail_in_the_fake_as_in_the_kernel() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand_seed);
@@ -195,7 +240,8 @@ fn random_plans_succeed_and_fail_in_the_fake_as_in_the_kernel() {
             let (good, bad) = (Cell::new(0), Cell::new(0));
             let real = RefCell::new(NetlinkKernel::open().unwrap());
             let mut runner = TestRunner::new(config);
-            let plans = prop::collection::vec(prop::collection::vec(op(), 1..4), 60);
+            let step = (prop::collection::vec(op(), 1..4), prop::collection::vec(change(), 0..4));
+            let plans = prop::collection::vec(step, 60);
             let result = runner.run(&plans, |plans| {
                 let mut real = real.borrow_mut();
                 let real = &mut *real;
@@ -205,13 +251,14 @@ fn random_plans_succeed_and_fail_in_the_fake_as_in_the_kernel() {
                 for kernel in [&mut *real as &mut dyn Kernel, &mut fake] {
                     kernel.commit(&create, &Ruleset::default()).unwrap();
                 }
-                for ops in plans {
+                for (ops, changes) in plans {
                     let plan = Plan { ops };
                     let real_ending = ending(&plan, real.commit(&plan, &Ruleset::default()));
                     let fake_ending = ending(&plan, fake.commit(&plan, &Ruleset::default()));
                     prop_assert_eq!(&real_ending, &fake_ending, "{:?} on {:?}", plan, fake.ruleset());
                     let wanted = fake.ruleset().unwrap();
                     prop_assert_eq!(held(real, &wanted), wanted, "{:?}", plan);
+                    prop_assert_eq!(updated(real, &changes), updated(&mut fake, &changes), "{:?}", changes);
                     let tally = if real_ending.is_ok() { &good } else { &bad };
                     tally.set(tally.get() + 1);
                 }
