@@ -10,7 +10,7 @@ use crate::finding::Reason;
 use crate::network::read_interface;
 use crate::report::Report;
 use crate::text::shown;
-use crate::values::read_choice;
+use crate::values::read_choice_or;
 
 const MODES: [(&str, FastpathMode); 5] = [
     ("auto", FastpathMode::Auto),
@@ -31,10 +31,21 @@ pub(crate) fn read_fastpath(field: &Field<'_>, report: &mut Report) -> Fastpath 
         }
     }
     Fastpath {
-        mode: read_choice(&field.get("mode"), &MODES, report).unwrap_or_default(),
+        mode: read_mode(&field.get("mode"), "the default holds", report).unwrap_or_default(),
         interfaces: read_interfaces(&field.get("interfaces"), report),
         mark_mask: read_mask(&field.get("markMask"), report).unwrap_or(Fastpath::default().mark_mask),
     }
+}
+
+/// What holds for an interface whose own mode is not usable.
+const COMMON: &str = "the mode of all interfaces holds";
+
+/// Tools that read YAML 1.1, kubectl among them, make `false` of an unquoted `off`.
+fn read_mode(field: &Field<'_>, effect: &str, report: &mut Report) -> Option<FastpathMode> {
+    if field.raw() == Some(&Value::Bool(false)) {
+        return Some(FastpathMode::Off);
+    }
+    read_choice_or(field, &MODES, effect, report).valid()
 }
 
 fn read_interfaces(field: &Field<'_>, report: &mut Report) -> BTreeMap<IfName, FastpathMode> {
@@ -46,13 +57,11 @@ fn read_interfaces(field: &Field<'_>, report: &mut Report) -> BTreeMap<IfName, F
         }
         let (name, mode) = (entry.get("name"), entry.get("mode"));
         if mode.is_missing() {
-            let message = "is missing; the mode of all interfaces holds";
+            let message = format_args!("is missing; {COMMON}");
             report.error(&mode.path, Reason::InvalidValue, message, "write auto, native, generic, tcx, off");
         }
-        let (Some(name), Some(mode)) = (read_interface(&name, report), read_choice(&mode, &MODES, report))
-        else {
-            continue;
-        };
+        let (name, mode) = (read_interface(&name, report), read_mode(&mode, COMMON, report));
+        let (Some(name), Some(mode)) = (name, mode) else { continue };
         if modes.contains_key(&name) {
             let message = format_args!("there is a mode for {name} already; the first one counts");
             report.error(&entry.path, Reason::DuplicateEntry, message, "remove one of the two");

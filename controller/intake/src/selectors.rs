@@ -157,7 +157,10 @@ fn read_regex(field: &Field<'_>, text: &str, report: &mut Report) -> Option<Stri
             let reason = reason.to_string();
             let last = reason.lines().last().unwrap_or_default();
             error(
-                &format!("is no regular expression: {}", one_line(last.trim_start_matches("error: "))),
+                &format!(
+                    "is no regular expression: {}",
+                    one_line(last.trim_start_matches("error: ").trim_end_matches('.'))
+                ),
                 report,
             );
             return None;

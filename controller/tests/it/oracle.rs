@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result, ensure};
-use fw_policy::{DropReason, Packet, PolicySet, Why};
+use fw_policy::{Packet, PolicySet};
 use fw_ruleset::{Ruleset, evaluate};
 use fw_testkit::r#gen::{self, Mix, Rng, World};
 use fw_testkit::nft::Counters;
@@ -20,48 +20,10 @@ const ROUNDS: usize = 4;
 const EDITS: usize = 6;
 const PACKETS: usize = 800;
 
-/// The comment under which a decision is counted.
-fn comment(why: &Why) -> String {
-    match why {
-        Why::Established => "accept established connections".to_owned(),
-        Why::Icmp => "accept icmp".to_owned(),
-        Why::Ingress { policy, protocol, .. } => {
-            counted_name("accept traffic for k8s network policy", policy, protocol)
-        }
-        Why::Egress { policy, protocol, .. } => counted_name("accept traffic for np", policy, protocol),
-        Why::Service(name) => format!("accept traffic for k8s service {name}"),
-        Why::Drop(DropReason::Invalid) => "drop packets with invalid ct state".to_owned(),
-        Why::Drop(DropReason::Spoofed) => "drop spoofed packets".to_owned(),
-        Why::Drop(DropReason::UnsupportedProtocol) => "drop unsupported protocols".to_owned(),
-        Why::Drop(DropReason::Bgp) => "block bgp forward to machines".to_owned(),
-        Why::Drop(DropReason::Policy) => "count and log dropped packets".to_owned(),
-    }
-}
-
-/// Comments are cut to 128 bytes with a hash; which one it is does not matter here, only that it is the policy's.
-fn counted_name(before: &str, policy: &str, protocol: &impl std::fmt::Display) -> String {
-    let whole = format!("{before} {policy} {protocol}");
-    if whole.len() <= 128 { whole } else { format!("{before} {}… {protocol}", &policy[..40]) }
-}
-
-/// The comment of the ruleset in the same form.
-fn shown(comment: &str) -> String {
-    let Some((before, rest)) = ["accept traffic for k8s network policy", "accept traffic for np"]
-        .iter()
-        .find_map(|before| Some((before, comment.strip_prefix(before)?.strip_prefix(' ')?)))
-    else {
-        return comment.to_owned();
-    };
-    match rest.rsplit_once(' ') {
-        Some((name, protocol)) if name.contains('_') => format!("{before} {}… {protocol}", &name[..40]),
-        _ => comment.to_owned(),
-    }
-}
-
 fn by_comment(counters: &Counters) -> BTreeMap<String, u64> {
     let mut sums = BTreeMap::new();
     for (comment, count) in &counters.by_comment {
-        *sums.entry(shown(comment)).or_default() += count.packets;
+        *sums.entry(comment.clone()).or_default() += count.packets;
     }
     sums
 }
@@ -89,7 +51,7 @@ fn compare(rig: &Rig, ruleset: &Ruleset, set: &PolicySet, packets: &[Packet]) ->
             "{packet}: the reference says {decision:?}, in the kernel it came out at {fate:?}"
         );
         ensure!(fate.len() <= 1, "{packet} came out more than once: {fate:?}");
-        *expected.entry(comment(&decision.why)).or_default() += 1;
+        *expected.entry(decision.why.counter()).or_default() += 1;
     }
     let counted = by_comment(&rig.counters()?);
     let comments: BTreeSet<&String> = expected.keys().chain(counted.keys()).collect();
