@@ -1,7 +1,6 @@
 //! From a question to its answer.
 
 use std::cell::{Cell, RefCell};
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -224,22 +223,37 @@ impl<D: Decision> Engine<D> {
 
     /// An answer of our own to somebody who does not wait yet.
     fn say(&self, asker: Asker, answer: Vec<u8>, outcome: Outcome) {
-        let outcome = if self.send(asker.to, answer).is_ok() { outcome } else { Outcome::DroppedClient };
-        self.metrics.count(asker.transport, outcome);
+        self.dispatch(asker.transport, asker.to, answer, outcome);
     }
 
     /// Answers somebody who waits.
     pub(crate) fn settle(&self, waiter: Waiter, mut answer: Vec<u8>, outcome: Outcome) {
         wire::set_id(&mut answer, waiter.id);
-        let outcome = if self.send(waiter.to, answer).is_ok() { outcome } else { Outcome::DroppedClient };
-        self.settled(waiter.transport, outcome);
-    }
-
-    /// Counts somebody who waits no more.
-    pub(crate) fn settled(&self, transport: Transport, outcome: Outcome) {
         self.waiting.set(self.waiting.get().saturating_sub(1));
         self.metrics.waiting.set(self.waiting.get());
-        self.metrics.count(transport, outcome);
+        self.dispatch(waiter.transport, waiter.to, answer, outcome);
+    }
+
+    /// Counts, then sends: whoever has an answer finds it counted.
+    fn dispatch(&self, transport: Transport, to: To, answer: Vec<u8>, outcome: Outcome) {
+        match to {
+            To::Udp { listener, path, .. } => {
+                self.metrics.count(transport, outcome);
+                if let Some(Err(_)) = self.listeners.get(listener).map(|socket| socket.send(&answer, &path)) {
+                    self.metrics.unsent.add();
+                }
+            }
+            // The connection's own task writes it later.
+            To::Stream(ticket) => {
+                let taken = ticket.answer(&answer).is_ok();
+                self.metrics.count(transport, if taken { outcome } else { Outcome::DroppedClient });
+            }
+            To::Channel(sender) => {
+                let gone = sender.is_closed();
+                self.metrics.count(transport, if gone { Outcome::DroppedClient } else { outcome });
+                let _ = sender.send(answer);
+            }
+        }
     }
 
     /// SERVFAIL to all who wait.
@@ -250,17 +264,6 @@ impl<D: Decision> Engine<D> {
             self.settle(waiter, answer.clone(), outcome);
         }
         self.settle(waiters.first, answer, outcome);
-    }
-
-    fn send(&self, to: To, answer: Vec<u8>) -> io::Result<()> {
-        match to {
-            To::Udp { listener, path, .. } => match self.listeners.get(listener) {
-                Some(socket) => socket.send(&answer, &path),
-                None => Ok(()),
-            },
-            To::Stream(ticket) => ticket.answer(&answer),
-            To::Channel(sender) => sender.send(answer).map_err(|_| io::ErrorKind::BrokenPipe.into()),
-        }
     }
 
     pub(crate) fn count_evicted(&self, evicted: usize) {

@@ -188,6 +188,8 @@ pub struct Metrics {
     pub tcp_retries: Counter,
     /// UDP answers cut to the header and the question.
     pub truncated: Counter,
+    /// UDP answers that the kernel did not take, as when its buffer is full.
+    pub unsent: Counter,
     /// Cache: questions that were not in it.
     pub cache_misses: Counter,
     /// Cache: entries ([`crate::config::Limits::cache_entries`]).

@@ -97,7 +97,7 @@ impl Proxy {
         let udp = udp.into_iter().map(UdpListener::new).collect::<io::Result<Vec<_>>>()?;
         let count = udp.len();
         let engine = Engine::new(decision, original, metrics, (port, udp), settings);
-        let connections = Rc::new(Connections::default());
+        let connections = Rc::new(Connections::new(Arc::clone(&engine.metrics)));
         let mut tasks = JoinSet::new();
         for listener in 0..count {
             tasks.spawn_local(front::udp::serve(Rc::clone(&engine), listener));

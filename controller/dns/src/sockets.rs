@@ -77,11 +77,7 @@ impl UdpListener {
     }
 
     /// Receives one datagram: its length, or more than the buffer if it did not fit, and its way.
-    pub(crate) fn receive(
-        &self,
-        buffer: &mut [u8],
-        control: &mut Vec<u8>,
-    ) -> io::Result<(usize, Option<Path>)> {
+    pub(crate) fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<(usize, Option<Path>)> {
         self.socket.try_io(Interest::READABLE, || {
             let mut slices = [IoSliceMut::new(buffer)];
             // With MSG_TRUNC the kernel gives the datagram's real length (recv(2)).

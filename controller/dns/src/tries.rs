@@ -79,7 +79,7 @@ impl<D: Decision> Engine<D> {
         let datagram = datagram.get_mut(..message.len()).ok_or(Untried::Failed)?;
         datagram.copy_from_slice(message);
         wire::set_id(datagram, id);
-        match outgoing.socket.try_send(datagram) {
+        match outgoing.send(datagram) {
             // A full send buffer is as a lost packet: the timeout asks again.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 server.sockets.borrow_mut().discard(&outgoing);
@@ -98,7 +98,7 @@ impl<D: Decision> Engine<D> {
             return Ok(outgoing);
         }
         let outgoing = Outgoing::open(server.address, now)?;
-        if server.address.port() == self.port && tcp::is_own(outgoing.socket.local_addr(), server.address) {
+        if server.address.port() == self.port && tcp::is_own(outgoing.local_addr(), server.address) {
             return Err(Untried::Loop);
         }
         let reader = tokio::task::spawn_local(read(Rc::clone(self), Rc::clone(server), Rc::clone(&outgoing)));
@@ -295,11 +295,11 @@ fn goes_by_tcp(flight: &Flight) -> bool {
 async fn read<D: Decision>(engine: Rc<Engine<D>>, server: Rc<Server>, outgoing: Rc<Outgoing>) {
     let mut buffer = vec![0; 65_535];
     loop {
-        if outgoing.socket.readable().await.is_err() {
+        let Ok(interest) = outgoing.ready().await else {
             return engine.socket_failed(&server, &outgoing);
-        }
+        };
         loop {
-            match outgoing.socket.try_recv(&mut buffer) {
+            match outgoing.receive(interest, &mut buffer) {
                 Ok(length) => engine.datagram(&server, &outgoing, buffer.get(..length).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return engine.socket_failed(&server, &outgoing),

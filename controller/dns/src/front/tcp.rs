@@ -27,14 +27,24 @@ const UNTAKEN: usize = 256 << 10;
 const REST: Duration = Duration::from_millis(50);
 
 /// What all connections share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Connections {
+    metrics: Arc<Metrics>,
     open: Cell<usize>,
     by_client: RefCell<BTreeMap<IpAddr, usize>>,
     bytes: Cell<usize>,
 }
 
 impl Connections {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, open: Cell::new(0), by_client: RefCell::default(), bytes: Cell::new(0) }
+    }
+
+    fn set_open(&self, open: usize) {
+        self.open.set(open);
+        self.metrics.connections.set(open);
+    }
+
     fn enter(self: &Rc<Self>, client: IpAddr, limits: &Limits) -> Option<Place> {
         let mut by_client = self.by_client.borrow_mut();
         let of_client = by_client.get(&client).copied().unwrap_or(0);
@@ -42,7 +52,7 @@ impl Connections {
             return None;
         }
         by_client.insert(client, of_client + 1);
-        self.open.set(self.open.get() + 1);
+        self.set_open(self.open.get() + 1);
         Some(Place { connections: Rc::clone(self), client })
     }
 }
@@ -56,7 +66,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.connections.open.set(self.connections.open.get().saturating_sub(1));
+        self.connections.set_open(self.connections.open.get().saturating_sub(1));
         let mut by_client = self.connections.by_client.borrow_mut();
         match by_client.get_mut(&self.client) {
             Some(count) if *count > 1 => *count -= 1,
@@ -69,7 +79,6 @@ impl Drop for Place {
 #[derive(Debug)]
 struct Connection {
     place: Place,
-    metrics: Arc<Metrics>,
     client: SocketAddr,
     local: SocketAddr,
     resolver: OnceCell<Option<SocketAddr>>,
@@ -93,13 +102,13 @@ impl Connection {
         let connections = &self.place.connections;
         connections.bytes.set((connections.bytes.get() + add).saturating_sub(remove));
         self.untaken.set((self.untaken.get() + add).saturating_sub(remove));
-        self.metrics.connection_bytes.set(connections.bytes.get());
+        connections.metrics.connection_bytes.set(connections.bytes.get());
     }
 
     fn answer(&self, message: &[u8]) -> io::Result<()> {
         let frame = frame(message)?;
         if !self.broken.get() && self.place.connections.bytes.get() + frame.len() > self.bytes_max {
-            self.metrics.bound_met(Bound::ConnectionBytes);
+            self.place.connections.metrics.bound_met(Bound::ConnectionBytes);
             self.broken.set(true);
             self.to_write.notify_one();
         }
@@ -183,10 +192,8 @@ fn enter<D: Decision>(
         return engine.metrics.bound_met(Bound::Connections);
     };
     let Ok(local) = stream.local_addr() else { return };
-    engine.metrics.connections.set(connections.open.get());
     let connection = Rc::new(Connection {
         place,
-        metrics: Arc::clone(&engine.metrics),
         client,
         local,
         resolver: OnceCell::new(),
@@ -199,13 +206,11 @@ fn enter<D: Decision>(
         to_write: Notify::new(),
         room: Notify::new(),
     });
-    let (engine, connections) = (Rc::clone(engine), Rc::clone(connections));
+    let engine = Rc::clone(engine);
     tokio::task::spawn_local(async move {
         // How a connection of a client ends is the client's business.
         let _ = converse(&engine, stream, &connection, &limits).await;
         connection.broken.set(true);
-        drop(connection);
-        engine.metrics.connections.set(connections.open.get());
     });
 }
 

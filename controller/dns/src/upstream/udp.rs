@@ -7,7 +7,10 @@ use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
+};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
@@ -23,7 +26,7 @@ const LIFE: Duration = Duration::from_millis(500);
 /// One socket, connected: the kernel drops what others than the upstream send.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) socket: UdpSocket,
+    socket: UdpSocket,
     /// What it asked and is not answered yet. Short, so that a scan is the fastest search.
     asked: RefCell<Vec<(u16, Key)>>,
     uses: Cell<u32>,
@@ -52,6 +55,27 @@ impl Outgoing {
     /// The task that reads it, ended as soon as there is nothing to wait for.
     pub(crate) fn set_reader(&self, reader: AbortHandle) {
         *self.reader.borrow_mut() = Some(reader);
+    }
+
+    /// Sends past the runtime, which calls a socket writable only after it has waited for it once.
+    pub(crate) fn send(&self, datagram: &[u8]) -> io::Result<()> {
+        send(self.socket.as_raw_fd(), datagram, MsgFlags::MSG_DONTWAIT)?;
+        Ok(())
+    }
+
+    /// Waits for an answer or an error (an ICMP error makes a socket no more readable than before); says for which
+    /// [`Outgoing::receive`] is to look.
+    pub(crate) async fn ready(&self) -> io::Result<Interest> {
+        let ready = self.socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        Ok(if ready.is_error() { Interest::ERROR } else { Interest::READABLE })
+    }
+
+    pub(crate) fn receive(&self, interest: Interest, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.try_io(interest, || Ok(recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
     }
 
     /// Whether an id is in use.
