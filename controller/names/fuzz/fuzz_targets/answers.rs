@@ -8,7 +8,10 @@ use std::sync::Arc;
 use fw_names::{Change, Learner, Table, answer, journal, ttl};
 use fw_policy::{FqdnSelector, NameEntry, Protocol};
 use hickory_proto::op::Message;
-use hickory_proto::rr::RData;
+use hickory_proto::op::{MessageType, OpCode, Query};
+use hickory_proto::rr::rdata::svcb::{IpHint, SvcParamKey, SvcParamValue};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, HTTPS, SVCB};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use libfuzzer_sys::fuzz_target;
 
 const SECOND: u64 = 1_000_000_000;
@@ -93,6 +96,34 @@ fn taught(learner: &mut Learner, now: u64, message: &[u8]) {
     assert!(sizes.names <= 12 && sizes.fullest_pattern <= 8 && sizes.longest_name <= 6);
 }
 
+/// Names that chance alone would hardly spell.
+const NAMES: [&str; 6] = ["a.example.", "B.Example.", "l.m.", "l.", "zz.a.", "x_y.a."];
+
+/// A well-formed answer, seven octets a record: owner, type, target or address, TTL.
+fn composed(octets: &[u8]) -> Option<Vec<u8>> {
+    let name = |octet: u8| Name::from_ascii(NAMES[usize::from(octet) % NAMES.len()]).ok();
+    let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+    let (first, records) = octets.split_first()?;
+    message.add_query(Query::query(name(*first)?, RecordType::A));
+    for record in records.chunks_exact(7) {
+        let [owner, kind, what, a, b, c, d] = *record else { return None };
+        let v4 = A::new(what, 0, 2, d);
+        let v6 = AAAA::new(0x2001, 0xdb8, 0, 0, 0, 0, u16::from(what), u16::from(d));
+        let data = match kind % 4 {
+            0 => RData::A(v4),
+            1 => RData::AAAA(v6),
+            2 => RData::CNAME(CNAME(name(what)?)),
+            _ => {
+                let hints = vec![(SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(vec![v4])))];
+                RData::HTTPS(HTTPS(SVCB::new(u16::from(kind / 128), name(what)?, hints)))
+            }
+        };
+        let ttl = u32::from_be_bytes([a & 0x80, 0, b & 1, c]);
+        message.add_answer(Record::from_rdata(name(owner)?, ttl, data));
+    }
+    message.to_vec().ok()
+}
+
 fuzz_target!(|octets: &[u8]| {
     let mut learner = Learner::new();
     learner.set_table(Arc::new(table()), SECOND);
@@ -106,6 +137,10 @@ fuzz_target!(|octets: &[u8]| {
         learner.expire(now, Arc::default());
         patched(message);
         taught(&mut learner, now, message);
+        if let Some(composed) = composed(message) {
+            patched(&composed);
+            taught(&mut learner, now, &composed);
+        }
         rest = next;
     }
     let _ = answer::read(octets);

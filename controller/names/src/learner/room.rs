@@ -17,6 +17,9 @@ use crate::layout::SelectorId;
 /// How long a name in use is left alone before it is looked at again.
 const IN_USE: Nanos = 5 * SECOND;
 
+/// Names that one look moves at most, so that no answer waits for thousands whose time has come together.
+const MOVES: usize = 1_024;
+
 /// Which queue: of all names, or of a pattern.
 pub(super) type Of = Option<SelectorId>;
 
@@ -101,19 +104,28 @@ impl Store {
         (true, record.asked)
     }
 
-    /// Moves names whose time has come among those that may go.
-    fn settle(&mut self, of: Of, now: Nanos, in_use: &BTreeSet<IpAddr>) {
-        while let Some((_, id)) = self.queue(of).later.first().copied().filter(|(key, _)| *key <= now) {
+    /// Moves names whose time has come among those that may go. False when some are left for the next time.
+    fn settle(&mut self, of: Of, now: Nanos, in_use: &BTreeSet<IpAddr>) -> bool {
+        for _ in 0..MOVES {
+            let first = self.queue(of).later.first().copied();
+            let Some((_, id)) = first.filter(|(key, _)| *key <= now) else { return true };
             let (idle, key) = self.settled(id, now, in_use);
             self.place(of, id, idle, key);
         }
+        false
     }
 
-    /// The name that may go and was asked for least recently.
+    /// The name that may go and was asked for least recently, of those that were looked at.
     fn next_to_go(&mut self, of: Of, now: Nanos, in_use: &BTreeSet<IpAddr>) -> Option<NameId> {
-        self.settle(of, now, in_use);
+        let mut is_settled = self.settle(of, now, in_use);
         loop {
-            let (found, id) = self.queue(of).idle.first().copied()?;
+            let Some((found, id)) = self.queue(of).idle.first().copied() else {
+                if is_settled {
+                    return None;
+                }
+                is_settled = self.settle(of, now, in_use);
+                continue;
+            };
             let (idle, key) = self.settled(id, now, in_use);
             if idle && key == found {
                 return Some(id);
