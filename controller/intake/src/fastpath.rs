@@ -1,6 +1,7 @@
 //! `fastpath`: where packets are judged before nftables.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use fw_policy::{Fastpath, FastpathMode, IfName};
 use serde_json::Value;
@@ -62,11 +63,15 @@ fn read_interfaces(field: &Field<'_>, report: &mut Report) -> BTreeMap<IfName, F
         }
         let (name, mode) = (read_interface(&name, report), read_mode(&mode, COMMON, report));
         let (Some(name), Some(mode)) = (name, mode) else { continue };
-        if modes.contains_key(&name) {
-            let message = format_args!("there is a mode for {name} already; the first one counts");
-            report.error(&entry.path, Reason::DuplicateEntry, message, "remove one of the two");
-        } else {
-            modes.insert(name, mode);
+        match modes.entry(name) {
+            Entry::Vacant(free) => {
+                free.insert(mode);
+            }
+            Entry::Occupied(taken) => {
+                let message =
+                    format_args!("there is a mode for {} already; the first one counts", taken.key());
+                report.error(&entry.path, Reason::DuplicateEntry, message, "remove one of the two");
+            }
         }
     }
     modes

@@ -103,7 +103,8 @@ fn is_plain(text: &str) -> bool {
 }
 
 fn is_printable(c: char) -> bool {
-    (' '..='~').contains(&c) && c != '"' && c != '\\'
+    // In nft's quoted strings nothing but the quote is special (quotedstring in src/scanner.l).
+    (' '..='~').contains(&c) && c != '"'
 }
 
 #[cfg(test)]
@@ -141,7 +142,9 @@ mod tests {
     fn what_nft_would_have_to_quote_never_reaches_a_comment() {
         let regex = FqdnSelector::Regex(r#"a\.b"; drop"#.to_owned());
         let text = name("web", &regex, Protocol::Tcp);
-        assert!(text.starts_with("accept traffic for np web tcp, fqdn: a?.b?; drop_"), "{text}");
+        assert!(text.starts_with(r"accept traffic for np web tcp, fqdn: a\.b?; drop_"), "{text}");
+        let regex = FqdnSelector::Regex(r"[a-z]+\.example".to_owned());
+        assert!(name("web", &regex, Protocol::Tcp).ends_with(r", fqdn: [a-z]+\.example"), "nothing to quote");
         let text = around("snat for ", "in\"; drop\n", "");
         assert!(text.starts_with("snat for in?; drop?_"), "{text}");
     }

@@ -14,7 +14,7 @@ mod services;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fw_policy::{NameEntry, Origin, PolicySet};
+use fw_policy::{FastpathMode, NameEntry, Origin, PolicySet};
 
 use crate::ir::Ruleset;
 
@@ -56,10 +56,15 @@ pub enum Stamp {
 }
 
 impl Names {
-    /// Indexes for a ruleset that nothing came before: entries in their order, from 1.
+    /// Indexes for a ruleset that nothing came before: entries in their order, from 1. Stamped by the program, unless
+    /// the Firewall asks for none.
     pub fn fresh(set: &PolicySet) -> Self {
         let indexes = set.name_entries().into_keys().zip(1..).collect();
-        Self { indexes, stamp: Stamp::default() }
+        let stamp = match set.firewall.fastpath.mode {
+            FastpathMode::Off => Stamp::Sets,
+            _ => Stamp::Program,
+        };
+        Self { indexes, stamp }
     }
 }
 

@@ -34,7 +34,9 @@ pub(super) fn add(ruleset: &mut Ruleset, set: &PolicySet, left_out: &BTreeSet<St
     for direction in [Direction::Ingress, Direction::Egress] {
         let mut claims = Claims::new();
         for (name, policy) in set.policies.iter().filter(|(name, _)| !left_out.contains(*name)) {
-            for rule in rules(policy, direction) {
+            // Names have chains and counters of their own.
+            let of_prefixes = |rule: &&PolicyRule| !matches!(rule.peers, Peers::Names(_));
+            for rule in rules(policy, direction).iter().filter(of_prefixes) {
                 add_counter_chains(ruleset, direction, name, rule);
                 for prefix in claimed_prefixes(&rule.peers) {
                     claims.entry(prefix).or_default().push(Claim { policy: name, rule });
