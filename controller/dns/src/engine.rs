@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::cache::Cache;
 use crate::config::{OriginalDestination, Settings};
@@ -37,6 +38,8 @@ pub(crate) struct Engine<D> {
     pub(crate) cache: RefCell<Cache>,
     pub(crate) servers: RefCell<Servers>,
     pub(crate) random: RefCell<Random>,
+    /// Made when an upstream first needs it.
+    pub(crate) tls: RefCell<Option<Arc<ClientConfig>>>,
     /// Reused for keys and messages, so that they cost no allocation.
     scratch: RefCell<Vec<u8>>,
     waiting: Cell<usize>,
@@ -74,6 +77,7 @@ impl<D: Decision> Engine<D> {
             flights: RefCell::default(),
             cache: RefCell::default(),
             random: RefCell::new(Random::new()),
+            tls: RefCell::default(),
             scratch: RefCell::default(),
             waiting: Cell::new(0),
             last_resolver: Cell::new(None),
@@ -90,6 +94,8 @@ impl<D: Decision> Engine<D> {
         self.servers.borrow_mut().update(&settings.upstreams, now);
         let evicted = self.cache.borrow_mut().shrink(&settings.limits, now);
         self.count_evicted(evicted);
+        // Read again: the file may have changed.
+        *self.tls.borrow_mut() = None;
         *self.settings.borrow_mut() = Rc::new(settings);
     }
 

@@ -12,8 +12,7 @@ use tokio::sync::oneshot;
 use crate::front::tcp::Ticket;
 use crate::metrics::Transport;
 use crate::sockets::Path;
-use crate::upstream::Server;
-use crate::upstream::udp::Sent;
+use crate::upstream::{Sent, Server};
 use crate::wire::HEADER;
 
 /// Where an answer goes.

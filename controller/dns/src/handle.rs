@@ -9,7 +9,19 @@ pub(crate) const ORDERS: usize = 1024;
 
 pub(crate) enum Order {
     Update(Box<Settings>),
-    Lookup { name: Vec<u8>, kind: u16, reply: oneshot::Sender<Vec<u8>> },
+    Lookup {
+        name: Vec<u8>,
+        kind: u16,
+        reply: oneshot::Sender<Vec<u8>>,
+    },
+    /// A whole message from an encrypted listener.
+    #[cfg(feature = "encrypted")]
+    Ask {
+        message: Vec<u8>,
+        transport: crate::metrics::Transport,
+        client: std::net::SocketAddr,
+        reply: oneshot::Sender<Vec<u8>>,
+    },
 }
 
 /// Why an order was not carried out.
@@ -33,6 +45,8 @@ pub enum HandleError {
 #[derive(Clone, Debug)]
 pub struct Handle {
     pub(crate) orders: mpsc::Sender<Order>,
+    #[cfg(feature = "encrypted")]
+    pub(crate) metrics: std::sync::Arc<crate::Metrics>,
 }
 
 impl Handle {

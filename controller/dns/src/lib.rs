@@ -10,6 +10,8 @@
 mod cache;
 pub mod config;
 pub mod decision;
+#[cfg(feature = "encrypted")]
+pub mod encrypted;
 mod engine;
 mod flight;
 mod front;

@@ -46,15 +46,13 @@ impl Proxy {
     pub fn bind(config: &Config) -> io::Result<Self> {
         let (port, udp, tcp) = open(config)?;
         let (sender, orders) = mpsc::channel(ORDERS);
-        Ok(Self {
-            port,
-            udp,
-            tcp,
-            settings: config.settings.clone(),
-            metrics: Arc::default(),
-            handle: Handle { orders: sender },
-            orders,
-        })
+        let metrics = Arc::<Metrics>::default();
+        let handle = Handle {
+            orders: sender,
+            #[cfg(feature = "encrypted")]
+            metrics: Arc::clone(&metrics),
+        };
+        Ok(Self { port, udp, tcp, settings: config.settings.clone(), metrics, handle, orders })
     }
 
     /// Its port.
@@ -133,6 +131,11 @@ fn obey<D: Decision>(engine: &Rc<Engine<D>>, order: Order) {
             let question = wire::question(&name, kind, LOOKUP_SIZE);
             let to = To::Channel(reply);
             engine.ask(&question, Asker { transport: Transport::Lookup, client: None, local: None, to });
+        }
+        #[cfg(feature = "encrypted")]
+        Order::Ask { message, transport, client, reply } => {
+            let to = To::Channel(reply);
+            engine.ask(&message, Asker { transport, client: Some(client), local: None, to });
         }
     }
 }

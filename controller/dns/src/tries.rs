@@ -2,15 +2,19 @@
 
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
+
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::decision::Decision;
 use crate::engine::Engine;
 use crate::flight::{Flight, Key};
 use crate::metrics::{Outcome, Spoof};
 use crate::release::Ready;
-use crate::upstream::udp::{Outgoing, Sent};
-use crate::upstream::{Server, tcp};
+use crate::upstream::tls::{self, Link};
+use crate::upstream::udp::Outgoing;
+use crate::upstream::{Sent, Server, tcp};
 use crate::wire::{self, Answer, rcode};
 
 /// A single upstream is asked again.
@@ -38,7 +42,9 @@ impl<D: Decision> Engine<D> {
         loop {
             let Some(server) = self.next_server(key, now) else { return self.give_up(key) };
             self.metrics.tries.add();
-            let begun = if self.flights.borrow_mut().get(key).is_some_and(|flight| goes_by_tcp(flight)) {
+            let begun = if server.tls_name.is_some() {
+                self.ask_by_tls(key, &server)
+            } else if self.flights.borrow_mut().get(key).is_some_and(|flight| goes_by_tcp(flight)) {
                 self.ask_by_tcp(key, &server);
                 Ok(())
             } else {
@@ -71,7 +77,7 @@ impl<D: Decision> Engine<D> {
 
     fn ask_by_udp(self: &Rc<Self>, key: Key, server: &Rc<Server>, now: Instant) -> Result<(), Untried> {
         let outgoing = self.outgoing(server, now)?;
-        let id = self.unused_id(&outgoing)?;
+        let id = self.unused_id(|id| outgoing.uses_id(id))?;
         let mut flights = self.flights.borrow_mut();
         let Some(flight) = flights.get(key) else { return Ok(()) };
         let message = flight.identity.message();
@@ -88,7 +94,7 @@ impl<D: Decision> Engine<D> {
             _ => {}
         }
         outgoing.add(id, key);
-        flight.sent.push(Sent::new(outgoing, id));
+        flight.sent.push(Sent::Udp(outgoing, id));
         Ok(())
     }
 
@@ -107,11 +113,11 @@ impl<D: Decision> Engine<D> {
         Ok(outgoing)
     }
 
-    fn unused_id(&self, outgoing: &Outgoing) -> Result<u16, Untried> {
+    fn unused_id(&self, used: impl Fn(u16) -> bool) -> Result<u16, Untried> {
         let mut random = self.random.borrow_mut();
         loop {
             let id = random.next().ok_or(Untried::Failed)?;
-            if !outgoing.uses_id(id) {
+            if !used(id) {
                 return Ok(id);
             }
         }
@@ -140,6 +146,67 @@ impl<D: Decision> Engine<D> {
                 Err(_) => engine.try_failed(key, &server),
             }
         });
+    }
+
+    fn ask_by_tls(self: &Rc<Self>, key: Key, server: &Rc<Server>) -> Result<(), Untried> {
+        let link = self.link(server)?;
+        let id = self.unused_id(|id| link.uses_id(id))?;
+        let mut flights = self.flights.borrow_mut();
+        let Some(flight) = flights.get(key) else { return Ok(()) };
+        let mut query = flight.identity.message().to_vec();
+        wire::set_id(&mut query, id);
+        link.ask(id, key, &query)?;
+        flight.sent.push(Sent::Tls(link, id));
+        Ok(())
+    }
+
+    /// The upstream's connection, or a new one.
+    fn link(self: &Rc<Self>, server: &Rc<Server>) -> Result<Rc<Link>, Untried> {
+        let mut place = server.link.borrow_mut();
+        if let Some(link) = place.as_ref().filter(|link| !link.closed()) {
+            return Ok(Rc::clone(link));
+        }
+        let config = self.tls_config()?;
+        let link = Rc::new(Link::default());
+        *place = Some(Rc::clone(&link));
+        let (engine, server, carried) = (Rc::clone(self), Rc::clone(server), Rc::clone(&link));
+        tokio::task::spawn_local(async move {
+            let name = server.tls_name.clone().unwrap_or_default();
+            let take = |message: Vec<u8>| engine.from_link(&server, &carried, message);
+            let ended = carried.carry((server.address, &name), config, take).await;
+            let left = carried.close();
+            if let Err(error) = ended
+                && !left.is_empty()
+            {
+                tracing::debug!(server = %server.address, %error, "a connection to a resolver ended");
+            }
+            left.into_iter().for_each(|key| engine.try_failed(key, &server));
+        });
+        Ok(link)
+    }
+
+    fn tls_config(&self) -> io::Result<Arc<ClientConfig>> {
+        if let Some(config) = self.tls.borrow().as_ref() {
+            return Ok(Arc::clone(config));
+        }
+        let config = tls::client_config(&self.settings().roots).inspect_err(|error| {
+            tracing::warn!(%error, "cannot read the certificates that upstreams are checked against");
+        })?;
+        *self.tls.borrow_mut() = Some(Arc::clone(&config));
+        Ok(config)
+    }
+
+    /// A message of a TLS connection.
+    fn from_link(self: &Rc<Self>, server: &Rc<Server>, link: &Rc<Link>, message: Vec<u8>) {
+        let matched = wire::id(&message).and_then(|id| link.find(id)).ok_or(Spoof::Id).and_then(|key| {
+            let mut flights = self.flights.borrow_mut();
+            let flight = flights.get(key).ok_or(Spoof::Id)?;
+            if wire::answers(&message, flight.question()) { Ok(key) } else { Err(Spoof::Question) }
+        });
+        match matched {
+            Ok(key) => self.whole(key, server, message),
+            Err(spoof) => self.metrics.spoof(spoof),
+        }
     }
 
     /// A datagram from an upstream.

@@ -1,6 +1,7 @@
 //! Whom the proxy asks.
 
 pub(crate) mod tcp;
+pub(crate) mod tls;
 pub(crate) mod udp;
 
 use std::cell::{Cell, RefCell};
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use fw_policy::Upstream;
 
-use self::udp::Sockets;
+use self::tls::Link;
+use self::udp::{Outgoing, Sockets};
 
 /// Tries without an answer, one after another, after which an upstream is asked last.
 const FAILURES: u32 = 3;
@@ -28,6 +30,8 @@ pub(crate) struct Server {
     failures: Cell<u32>,
     failing_until: Cell<Option<Instant>>,
     pub(crate) sockets: RefCell<Sockets>,
+    /// The connection of one that speaks TLS.
+    pub(crate) link: RefCell<Option<Rc<Link>>>,
 }
 
 impl Server {
@@ -38,11 +42,37 @@ impl Server {
             failures: Cell::new(0),
             failing_until: Cell::new(None),
             sockets: RefCell::default(),
+            link: RefCell::default(),
         })
     }
 
     fn failing(&self, now: Instant) -> bool {
         self.failing_until.get().is_some_and(|until| now < until)
+    }
+}
+
+/// Where an answer may come from; forgotten with this value.
+#[derive(Debug)]
+pub(crate) enum Sent {
+    /// A socket of ours.
+    Udp(Rc<Outgoing>, u16),
+    /// A connection.
+    Tls(Rc<Link>, u16),
+}
+
+impl Sent {
+    /// Whether it is what this socket was asked.
+    pub(crate) fn is(&self, outgoing: &Rc<Outgoing>) -> bool {
+        matches!(self, Self::Udp(socket, _) if Rc::ptr_eq(socket, outgoing))
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        match self {
+            Self::Udp(outgoing, id) => outgoing.remove(*id),
+            Self::Tls(link, id) => link.remove(*id),
+        }
     }
 }
 

@@ -98,7 +98,7 @@ impl Outgoing {
         self.asked.borrow().iter().map(|(_, key)| *key).collect()
     }
 
-    fn remove(&self, id: u16) {
+    pub(crate) fn remove(&self, id: u16) {
         let mut asked = self.asked.borrow_mut();
         if let Some(index) = asked.iter().position(|(used, _)| *used == id) {
             asked.swap_remove(index);
@@ -124,30 +124,6 @@ impl Outgoing {
         if let Some(reader) = self.reader.borrow_mut().take() {
             reader.abort();
         }
-    }
-}
-
-/// Where an answer may come from; forgotten with this value.
-#[derive(Debug)]
-pub(crate) struct Sent {
-    outgoing: Rc<Outgoing>,
-    id: u16,
-}
-
-impl Sent {
-    pub(crate) fn new(outgoing: Rc<Outgoing>, id: u16) -> Self {
-        Self { outgoing, id }
-    }
-
-    /// Whether it is what this socket was asked with this id.
-    pub(crate) fn is(&self, outgoing: &Rc<Outgoing>) -> bool {
-        Rc::ptr_eq(&self.outgoing, outgoing)
-    }
-}
-
-impl Drop for Sent {
-    fn drop(&mut self) {
-        self.outgoing.remove(self.id);
     }
 }
 
