@@ -106,6 +106,12 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// One that nobody answers.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        Self { commands: mpsc::unbounded_channel().0 }
+    }
+
     /// Tells it whom to send jobs.
     pub fn set_jobs(&self, jobs: Sender<Job>) {
         self.commands.send(Command::Jobs(jobs)).ok();

@@ -30,6 +30,7 @@ impl Served {
             ..View::default()
         };
         let server = Arc::new(Server {
+            names: crate::names::Handle::detached(),
             view: watch::channel(Arc::new(view)).1,
             jobs,
             identification: Identification { firewall: "fw1".to_owned(), ..Identification::default() },

@@ -70,17 +70,10 @@ async fn look_at_connections(site: &Rc<Site>) {
 /// Asks again for names before their answers are over.
 pub(super) async fn refresh(site: Rc<Site>, proxy: fw_dns::Handle) {
     loop {
-        let now = monotonic();
         let at = site.learner.borrow().refresh_at();
-        let wait = at.map_or(TICK, |at| Duration::from_nanos(at.saturating_sub(now)));
-        if !wait.is_zero() {
-            sleep(wait.clamp(Duration::from_millis(10), TICK)).await;
-            continue;
-        }
-        let due = site.learner.borrow_mut().refresh_due(now);
-        if due.is_empty() {
-            sleep(TICK).await;
-        }
+        let wait = at.map_or(TICK, |at| Duration::from_nanos(at.saturating_sub(monotonic())));
+        sleep(wait.clamp(Duration::from_millis(10), TICK)).await;
+        let due = site.learner.borrow_mut().refresh_due(monotonic());
         for (name, family) in due {
             let kind = match family {
                 AddressFamily::V4 => A,

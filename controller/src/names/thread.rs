@@ -31,6 +31,10 @@ use crate::reconcile::worker::Job;
 use crate::reconcile::{Installation, Prepared};
 use crate::telemetry::chain;
 
+/// How long one upstream may take, and all together: conntrack forgets a redirected question after 3 s (the `ct timeout`
+/// of the redirection), and after that no answer would seem to come from the resolver the client asked.
+const TRY: Duration = Duration::from_millis(1200);
+const ALL_TRIES: Duration = Duration::from_millis(2700);
 /// Between two attempts to open the proxy's port.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -388,5 +392,11 @@ async fn serve(site: Rc<Site>, dns: Dns, interfaces: Interfaces, parts: Rc<RefCe
 }
 
 fn settings(dns: &Dns, interfaces: &Interfaces) -> Settings {
-    Settings { upstreams: dns.upstreams.clone(), interfaces: Some(interfaces.clone()), ..Settings::default() }
+    Settings {
+        upstreams: dns.upstreams.clone(),
+        interfaces: Some(interfaces.clone()),
+        try_timeout: TRY,
+        timeout: ALL_TRIES,
+        ..Settings::default()
+    }
 }

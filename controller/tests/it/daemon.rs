@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use fw_testkit::topology::Lab;
-use fw_testkit::{Netns, Process};
+use fw_testkit::{BpfMount, Netns, Process};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -19,6 +19,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A controller's directories, and the controller while it runs.
 pub(crate) struct Daemon {
     base: PathBuf,
+    /// Pins that outlive the process; unmounted when this goes.
+    bpf: BpfMount,
     process: Option<Process>,
 }
 
@@ -28,7 +30,7 @@ impl Daemon {
         let base = std::env::temp_dir().join(format!("fwt-{}-{label}", std::process::id()));
         let _ = fs::remove_dir_all(&base);
         fs::create_dir_all(base.join("manifests"))?;
-        Ok(Self { base, process: None })
+        Ok(Self { base, bpf: BpfMount::new(label)?, process: None })
     }
 
     /// The directory that the controller watches.
@@ -44,6 +46,11 @@ impl Daemon {
     /// A path beside these two that goes with them.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.base.join(name)
+    }
+
+    /// Where its eBPF programs and maps are pinned.
+    pub(crate) fn pins(&self) -> PathBuf {
+        self.bpf.path().join("pins")
     }
 
     fn socket(&self) -> PathBuf {
@@ -67,6 +74,7 @@ impl Daemon {
         let mut command = ns.command(BINARY);
         command.arg("run").arg("--manifests").arg(self.manifests());
         command.arg("--state-dir").arg(self.state()).arg("--control-socket").arg(self.socket());
+        command.arg("--bpf-dir").arg(self.pins());
         command.envs(variables.iter().copied());
         self.process = Some(Process::spawn(command)?);
         Ok(())

@@ -21,6 +21,7 @@ mod field;
 mod golden;
 mod kills;
 mod layering;
+mod names;
 mod oracle;
 mod restart;
 mod rig;

@@ -1,0 +1,4 @@
+//! Names: real DNS servers, the real binary, real packets, in every mode of the data path.
+
+mod basics;
+mod field;
