@@ -10,7 +10,11 @@ use serde_json::Value;
 use crate::tree::{self, none};
 
 /// Every crate and the crates of ours it may use to do its work (dev-dependencies aside).
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 13] = [
+    ("fw-bpf-common", &[]),
+    ("fw-bpf", &["fw-bpf-common"]),
+    ("fw-names", &["fw-policy", "fw-bpf-common"]),
+    ("fw-dns", &["fw-names", "fw-policy"]),
     ("fw-crds", &[]),
     ("fw-policy", &[]),
     ("fw-intake", &["fw-crds", "fw-policy"]),
@@ -22,12 +26,26 @@ const ARROWS: [(&str, &[&str]); 9] = [
     ("fw-testkit", &["fw-policy", "fw-netlink", "fw-droptailer"]),
     (
         "fw-controller",
-        &["fw-crds", "fw-policy", "fw-intake", "fw-ruleset", "fw-netlink", "fw-nft", "fw-droptailer"],
+        &[
+            "fw-crds",
+            "fw-policy",
+            "fw-intake",
+            "fw-ruleset",
+            "fw-names",
+            "fw-bpf-common",
+            "fw-bpf",
+            "fw-dns",
+            "fw-netlink",
+            "fw-nft",
+            "fw-droptailer",
+        ],
     ),
 ];
 
 /// Crates without sockets, files, clocks and API clients, and where they are.
-const PURE: [(&str, &str); 4] = [
+const PURE: [(&str, &str); 6] = [
+    ("fw-bpf-common", "bpf/common"),
+    ("fw-names", "controller/names"),
     ("fw-crds", "crds"),
     ("fw-policy", "controller/policy"),
     ("fw-intake", "controller/intake"),
@@ -70,7 +88,7 @@ const IMPURE_CALLS: [&str; 11] = [
 ];
 
 /// Where the kernel is spoken to below std; all other crates deny unsafe code.
-const UNSAFE_ALLOWED: [&str; 2] = ["controller/netlink", "controller/testkit"];
+const UNSAFE_ALLOWED: [&str; 4] = ["bpf/loader", "bpf/xdp", "controller/netlink", "controller/testkit"];
 
 const MAX_LINES: usize = 600;
 

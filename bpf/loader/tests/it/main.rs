@@ -1,7 +1,9 @@
-use fw_bpf::*;
-#[test]
-fn quick() {
-    probe().unwrap();
-    let pins = std::path::PathBuf::from(format!("/run/fwh1-{}", std::process::id()));
-    if let Err(e) = self_test(&pins) { let mut s: Option<&dyn std::error::Error> = Some(&e); while let Some(x)=s { println!("{x}"); s=x.source(); } panic!() }
-}
+//! The programs in the kernel, and the life of what is pinned. Needs root.
+
+mod inventory;
+mod judged;
+#[path = "../../../common/tests/it/model.rs"]
+mod model;
+mod pins;
+mod support;
+mod traffic;
