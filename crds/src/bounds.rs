@@ -23,6 +23,8 @@ pub const MAX_SSH_PORTS: usize = 16;
 pub const MAX_LOG_RATE: u32 = 1_000_000;
 /// Characters of a regular expression over names.
 pub const MAX_REGEX: usize = 1_024;
+/// Regular expressions of one policy.
+pub const MAX_REGEXES: usize = 256;
 /// Upstream resolvers of the DNS proxy.
 pub const MAX_UPSTREAMS: usize = 16;
 /// Interfaces with a fastpath mode of their own.

@@ -10,7 +10,7 @@ use crate::outcome::PolicyState;
 use crate::peers::read_blocks;
 use crate::ports::read_ports;
 use crate::report::Report;
-use crate::selectors::read_selectors;
+use crate::selectors::{Expressions, read_selectors};
 
 /// Status message of a policy that reaches outside `allowedNetworks` (compat.md section 4).
 pub(crate) const FORBIDDEN: &str = "ingress/egress does not match allowed networks";
@@ -73,6 +73,7 @@ fn read_rules(
 ) -> (Vec<Rule>, bool) {
     let list = field.list(fw_crds::MAX_RULES, report);
     let mut fits = true;
+    let mut expressions = Expressions::default();
     let mut rules = Vec::with_capacity(list.entries.len());
     for (index, entry) in &list.entries {
         let known: &[&str] = match direction {
@@ -86,7 +87,7 @@ fn read_rules(
         let peer_list = peers_field.list(fw_crds::MAX_PEERS, report);
         let peers = match direction {
             Direction::Ingress => blocks_or_any(&peer_list, report),
-            Direction::Egress => read_destinations(entry, &peers_field, &peer_list, report),
+            Direction::Egress => read_destinations(entry, &peers_field, &peer_list, &mut expressions, report),
         };
         fits &= limit.check(&peers_field.path, &peers, report);
         rules.push(Rule { index: *index, peers, ports: read_ports(&entry.get("ports"), report) });
@@ -100,7 +101,13 @@ fn blocks_or_any(list: &List<'_>, report: &mut Report) -> Peers {
 }
 
 /// `to` and `toFQDNs`. A non-empty `to` wins; with the key `toFQDNs` the rule never means any destination.
-fn read_destinations(rule: &Field<'_>, to: &Field<'_>, list: &List<'_>, report: &mut Report) -> Peers {
+fn read_destinations(
+    rule: &Field<'_>,
+    to: &Field<'_>,
+    list: &List<'_>,
+    expressions: &mut Expressions,
+    report: &mut Report,
+) -> Peers {
     let names = rule.get("toFQDNs");
     if !rule.has_key("toFQDNs") || (names.is_missing() && !list.empty) {
         return blocks_or_any(list, report);
@@ -117,7 +124,7 @@ fn read_destinations(rule: &Field<'_>, to: &Field<'_>, list: &List<'_>, report: 
     if !list.empty {
         return blocks_or_any(list, report);
     }
-    Peers::Names(read_selectors(&names, report))
+    Peers::Names(read_selectors(&names, expressions, report))
 }
 
 /// False for a rule of which nothing is left.

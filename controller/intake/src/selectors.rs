@@ -12,8 +12,23 @@ use crate::text::{one_line, quoted};
 const KEYS: [&str; 3] = ["matchName", "matchPattern", "matchRegex"];
 const VOID: &str = "the entry matches nothing";
 
+/// How many regular expressions a policy may still have: each has to be compiled before it is believed.
+pub(crate) struct Expressions {
+    left: usize,
+}
+
+impl Default for Expressions {
+    fn default() -> Self {
+        Self { left: fw_crds::MAX_REGEXES }
+    }
+}
+
 /// Reads the selectors of a rule. However few are left, the rule never means "any destination".
-pub(crate) fn read_selectors(field: &Field<'_>, report: &mut Report) -> Vec<FqdnSelector> {
+pub(crate) fn read_selectors(
+    field: &Field<'_>,
+    expressions: &mut Expressions,
+    report: &mut Report,
+) -> Vec<FqdnSelector> {
     let list = field.list(fw_crds::MAX_SELECTORS, report);
     if list.empty {
         report.warning(
@@ -24,14 +39,14 @@ pub(crate) fn read_selectors(field: &Field<'_>, report: &mut Report) -> Vec<Fqdn
         );
     }
     let mut selectors: Vec<FqdnSelector> =
-        list.entries.iter().flat_map(|(_, entry)| read_entry(entry, report)).collect();
+        list.entries.iter().flat_map(|(_, entry)| read_entry(entry, expressions, report)).collect();
     selectors.sort();
     selectors.dedup();
     selectors
 }
 
 /// One entry: a name, a pattern, an expression, or several of them, which then all count.
-fn read_entry(entry: &Field<'_>, report: &mut Report) -> Vec<FqdnSelector> {
+fn read_entry(entry: &Field<'_>, expressions: &mut Expressions, report: &mut Report) -> Vec<FqdnSelector> {
     if !entry.map(report) || entry.refuse_unknown(&KEYS, VOID, report) {
         return Vec::new();
     }
@@ -63,7 +78,7 @@ fn read_entry(entry: &Field<'_>, report: &mut Report) -> Vec<FqdnSelector> {
     let [exact, wild, free] = written.map(Read::valid);
     let exact = exact.and_then(|text| read_name(name, text, false, report)).map(FqdnSelector::Name);
     let wild = wild.and_then(|text| read_name(pattern, text, true, report)).map(FqdnSelector::Pattern);
-    let free = free.and_then(|text| read_regex(regex, text, report)).map(FqdnSelector::Regex);
+    let free = free.and_then(|text| read_regex(regex, text, expressions, report)).map(FqdnSelector::Regex);
     exact.into_iter().chain(wild).chain(free).collect()
 }
 
@@ -136,7 +151,18 @@ fn is_name(name: &str, pattern: bool) -> bool {
 const MAX_NAME: usize = 253;
 
 /// An expression that an engine linear in the name can match, within bounds on its text and its automaton.
-fn read_regex(field: &Field<'_>, text: &str, report: &mut Report) -> Option<String> {
+fn read_regex(
+    field: &Field<'_>,
+    text: &str,
+    expressions: &mut Expressions,
+    report: &mut Report,
+) -> Option<String> {
+    let Some(left) = expressions.left.checked_sub(1) else {
+        let message = format_args!("the policy has more than {} expressions; {VOID}", fw_crds::MAX_REGEXES);
+        report.error(&field.path, Reason::TooMany, message, "use matchPattern, or split the policy");
+        return None;
+    };
+    expressions.left = left;
     let error = |message: &str, report: &mut Report| {
         report.error(
             &field.path,

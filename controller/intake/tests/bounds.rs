@@ -65,6 +65,20 @@ fn rules_peers_ports_and_selectors_past_their_bound_are_cut_with_a_finding() {
 }
 
 #[test]
+fn a_policy_has_a_bounded_number_of_expressions_over_all_its_rules() {
+    // Each is as large as one may be, or nearly.
+    let large = |index: usize| json!({"matchRegex": format!("x{index}[ab]{{2000}}")});
+    let rule = |from: usize| json!({"toFQDNs": (from..from + 100).map(large).collect::<Vec<_>>()});
+    let judged = judge(&[policy("a", json!({"egress": [rule(0), rule(100), rule(200)]}))]);
+    let kept = only(&judged).egress.iter().map(|rule| match &rule.peers {
+        Peers::Names(names) => names.len(),
+        _ => panic!("not names"),
+    });
+    assert_eq!(kept.collect::<Vec<_>>(), [100, 100, 56], "{:?}", judged.findings.first());
+    assert_eq!(too_many(&judged).len(), 44);
+}
+
+#[test]
 fn too_many_exceptions_void_their_block_instead_of_opening_the_rest() {
     let except = repeat(json!("10.1.0.0/16"), fw_crds::MAX_EXCEPTS + 1);
     let judged = judge(&[policy(
