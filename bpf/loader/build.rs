@@ -27,9 +27,8 @@ const FOR_THE_HOST: [&str; 9] = [
 
 fn main() {
     if let Err(error) = run() {
-        // One line, without the backtrace of a panic: cargo prints it as the reason.
-        eprintln!("cannot build the eBPF programs: {error}");
-        std::process::exit(1);
+        // cargo shows it as the reason and fails.
+        println!("cargo::error=the eBPF programs were not built: {error}");
     }
 }
 

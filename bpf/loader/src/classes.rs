@@ -140,8 +140,7 @@ mod tests {
     fn a_class_comes_back_from_its_slots_whatever_its_length() {
         for count in [1, 7, 8, 9, 16, 17, 127, 128] {
             let cells = cells(count);
-            let further: Vec<u32> =
-                (0..cells.len().div_ceil(CELLS_PER_CLASS) - 1).map(|n| 40_000 + n as u32).collect();
+            let further: Vec<u32> = (40_000..).take(cells.len().div_ceil(CELLS_PER_CLASS) - 1).collect();
             let slots: BTreeMap<u32, Class> = arrange(5, &further, &cells).into_iter().collect();
             assert_eq!(follow(&slots[&5], &slots), (further, cells));
         }

@@ -1,5 +1,14 @@
 //! The parser and the verdict, against readers and tables that are as plain as can be.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "tests end where something is wrong"
+)]
+
 mod model;
 
 use fw_bpf_common::{

@@ -52,14 +52,13 @@ fn check(datapath: &Datapath, frame: &[u8], verdict: Verdict, about: &str) {
     for program in [Program::Xdp, Program::XdpFrags] {
         assert_eq!(run(program).result, xdp, "{program:?}, {verdict:?}, {frame:02x?}, {about}");
     }
-    // The kernel makes no skb for a test of a runt: it must hold the IP header that its type promises.
+    // Of some runts, which lack the IP header that their type promises, the kernel makes no skb for a test.
     let header = match frame[12..14] {
         [0x08, 0x00] => 20,
         [0x86, 0xdd] => 40,
         _ => 1,
     };
-    if frame.len() < 14 + header {
-        assert!(datapath.test_run(Program::Tcx, frame, 0, 1).is_err());
+    if frame.len() < 14 + header && datapath.test_run(Program::Tcx, frame, 0, 1).is_err() {
         return;
     }
     for (program, result) in [(Program::Tcx, tcx), (Program::Stamp, NEXT)] {

@@ -1,7 +1,6 @@
 //! What is pinned outlives its maker and is adopted.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -166,7 +165,7 @@ fn a_killed_process_leaves_programs_links_and_maps_at_work() {
     let pins = Pins::new();
     let ns = Netns::new("bpf-kill").unwrap();
     ns.ip("link add in0 type veth peer name in1\nlink set in0 up\nlink set in1 up\n").unwrap();
-    let example = PathBuf::from(std::env::current_exe().unwrap()).parent().unwrap().join("../examples/hold");
+    let example = std::env::current_exe().unwrap().parent().unwrap().join("../examples/hold");
     assert!(example.exists(), "cargo builds the example `hold` with the tests: {}", example.display());
     let mut command: Command = ns.command(&example);
     command.args([pins.0.to_str().unwrap(), "in0", "192.0.2.1"]);
