@@ -182,7 +182,7 @@ impl Learner {
         self.advance(now);
         self.in_use = in_use;
         self.check_rewrites();
-        self.check_facts()
+        self.check_facts(expiry::BATCH)
     }
 
     /// When [`Learner::expire`] (then [`Learner::changes`]) has something to do. A few seconds before an address is

@@ -10,7 +10,7 @@ use crate::journal::Fact;
 use crate::name::Name;
 
 /// Facts that one call looks at, so that no answer waits for it: some milliseconds.
-const BATCH: usize = 4_096;
+pub(super) const BATCH: usize = 4_096;
 /// By so much an address in use is extended.
 const STEP: Nanos = 30 * SECOND;
 /// So long before its TTL is over an answer is refreshed.
@@ -24,10 +24,10 @@ const QUESTIONS: usize = 32;
 const PAUSE: Nanos = SECOND / 10;
 
 impl Learner {
-    /// Looks at the facts whose time has come; returns those that were extended.
-    pub(super) fn check_facts(&mut self) -> Vec<Fact> {
+    /// Looks at the facts whose time has come, at most `limit`; returns those that were extended.
+    pub(super) fn check_facts(&mut self, limit: usize) -> Vec<Fact> {
         let mut extended = Vec::new();
-        for _ in 0..BATCH {
+        for _ in 0..limit {
             let Some((at, id, address)) = self.store.checks.first().copied() else { break };
             if at > self.now {
                 break;

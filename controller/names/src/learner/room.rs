@@ -20,6 +20,9 @@ const IN_USE: Nanos = 5 * SECOND;
 /// Names that one look moves at most, so that no answer waits for thousands whose time has come together.
 const MOVES: usize = 1_024;
 
+/// Facts that are over and that one answer has to clear away at most.
+const OVER: usize = 128;
+
 /// Which queue: of all names, or of a pattern.
 pub(super) type Of = Option<SelectorId>;
 
@@ -180,7 +183,7 @@ impl Learner {
         // What is over goes first, and is no eviction.
         if self.store.checks.first().is_some_and(|(at, ..)| *at <= self.now) {
             let before = self.store.queue(of).len();
-            self.check_facts();
+            self.check_facts(OVER);
             if self.store.queue(of).len() < before {
                 return Some(());
             }
