@@ -14,7 +14,7 @@ use fw_names::indexes::Indexes;
 use fw_nft::{Drift, Error, Kernel, Receipt};
 use fw_policy::{IfName, InsideBasis, ObjectKind, Protocol};
 use fw_ruleset::ir::Family;
-use fw_ruleset::{DEFAULT_CELL_LIMIT, Plan, Ruleset, compile_with, plan};
+use fw_ruleset::{DEFAULT_CELL_LIMIT, Plan, Ruleset, compile_with, name_chain, plan};
 use tracing::{debug, error, info, warn};
 
 use crate::fault;
@@ -173,8 +173,10 @@ impl Reconciler {
         if !intake.set.firewall.dry_run {
             self.prepared = self.names.prepare(&intake.set);
         }
-        let names = self.name_entries(&intake.set, self.prepared.stamp);
+        let mut names = self.name_entries(&intake.set, self.prepared.stamp);
         let compiled = compile_with(&intake.set, &names, DEFAULT_CELL_LIMIT);
+        // An entry of a policy that was left out must not win a port over one that is enforced.
+        names.indexes.retain(|entry, _| compiled.ruleset.chains.contains_key(&name_chain(entry)));
         let mut findings = snapshot.findings.clone();
         findings.append(&mut intake.findings);
         findings.extend(compiled.problems.iter().map(bound_finding));
@@ -237,6 +239,7 @@ impl Reconciler {
 
     /// Looks whether the routes still lead where they did when inside was chosen by them; chooses if nothing was.
     pub fn check_host(&mut self, now: Instant) {
+        self.check_obstacles();
         let Some(wanted) = self.view.wanted.clone() else { return };
         if self.seeks_inside() {
             let before = self.facts.clone();

@@ -38,6 +38,12 @@ pub trait Kernel: Send {
     /// The elements of one such set, sorted by key, with the time that is left.
     fn timed_elements(&mut self, set: &str) -> Result<Vec<TimedElement>, Error>;
 
+    /// What others have in this namespace that changes where a packet goes, or what belongs to it, behind the back of
+    /// whoever judges it before conntrack does: chains that translate destinations, conntrack helpers. One line each.
+    fn interferers(&mut self) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Deletes the table with our name, whosever it is. False when there was none.
     fn delete_table(&mut self) -> Result<bool, Error> {
         if matches!(self.read()?, Table::Absent) {

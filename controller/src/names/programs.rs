@@ -180,7 +180,8 @@ impl Programs {
             .map(|(prefix, cells)| (*prefix, cells.iter().map(cell).collect()))
             .collect();
         let written = open.datapath.set_prefixes(&prefixes).map_err(|error| chain(&error));
-        let mut flags = if written.is_ok() { flag::BOUNCE } else { 0 };
+        let obstacles = &installation.obstacles;
+        let mut flags = if written.is_ok() && obstacles.is_empty() { flag::BOUNCE } else { 0 };
         let dns = &installation.firewall.dns;
         if installation.intercepts {
             flags |= flag::DNS;
@@ -195,7 +196,11 @@ impl Programs {
             reserved: 0,
         };
         open.set_config(config).map_err(|error| chain(&error))?;
-        written.map_err(|why| format!("nothing is dropped early, nftables drops it: {why}"))
+        let refused = |why: String| format!("nothing is dropped early, nftables drops it: {why}");
+        if !obstacles.is_empty() {
+            return Err(refused(obstacles.join("; ")));
+        }
+        written.map_err(refused)
     }
 
     /// Takes everything out of the kernel.

@@ -24,6 +24,8 @@ use crate::reconcile::Installation;
 use crate::reconcile::worker::Job;
 use crate::telemetry::chain;
 
+/// Lists of changes in a row before something must be wrong.
+const MAX_ROUNDS: usize = 1000;
 /// Part of the status under which problems of the data path stand.
 const PART: &str = "names";
 
@@ -134,6 +136,18 @@ impl Site {
         self.apply_to_programs(&changes)
     }
 
+    /// As [`Self::push_programs`], until nothing is left to write: what one list frees lets the next one end more.
+    pub(super) fn settle_programs(&self) -> Result<(), PushError> {
+        for _ in 0..MAX_ROUNDS {
+            let changes = self.learner.borrow_mut().changes(monotonic());
+            if changes.is_empty() {
+                return Ok(());
+            }
+            self.apply_to_programs(&changes)?;
+        }
+        Err(PushError(format!("after {MAX_ROUNDS} lists the eBPF maps still are not as they should be")))
+    }
+
     pub(super) fn apply_to_programs(&self, changes: &[Change]) -> Result<(), PushError> {
         if changes.is_empty() {
             return Ok(());
@@ -208,16 +222,13 @@ impl Site {
 
     /// Reads an answer whose TTLs have run for `age` seconds. `None`: it cannot be read, and opens nothing.
     pub(super) fn read(&self, message: &[u8], age: u32) -> Option<Answer> {
-        let mut answer = answer::read(message)
+        let answer = answer::read(message)
             .inspect_err(|error| {
                 count(&self.figures.unreadable_answers);
                 tracing::debug!("an answer was not read: {error}");
             })
             .ok()?;
-        if age > 0 {
-            age_ttls(&mut answer, age);
-        }
-        Some(answer)
+        Some(if age > 0 { answer.aged(age) } else { answer })
     }
 
     /// Learns from an answer that is about to leave. The lesson's facts are in the journal when this returns.
@@ -260,13 +271,5 @@ impl Site {
             DataPath::Programs => Some(Stamp::Program),
             DataPath::Sets(_) => Some(Stamp::Sets),
         }
-    }
-}
-
-/// TTLs of an answer that was in the cache meanwhile.
-fn age_ttls(answer: &mut Answer, seconds: u32) {
-    let ttls = answer.chain.iter_mut().map(|hop| &mut hop.ttl);
-    for ttl in ttls.chain(answer.addresses.iter_mut().map(|address| &mut address.ttl)) {
-        *ttl = ttl.saturating_sub(seconds);
     }
 }

@@ -209,7 +209,13 @@ impl Thread {
             return Ok(());
         }
         let changes = self.site.learner.borrow_mut().withdraw(indexes, monotonic());
-        self.site.apply_to_programs(&changes).map_err(|error| chain(&error))
+        let settled = self.site.apply_to_programs(&changes).and_then(|()| self.site.settle_programs());
+        settled.map_err(|error| chain(&error))?;
+        let left = self.site.learner.borrow().installed_indexes();
+        match left.intersection(indexes).count() {
+            0 => Ok(()),
+            number => Err(format!("{number} of them are still in eBPF maps")),
+        }
     }
 
     async fn install(&mut self, installation: Arc<Installation>) {
@@ -239,7 +245,7 @@ impl Thread {
             self.site.programs.borrow_mut().detach_all_but(&self.choice.attach);
             return;
         }
-        if let Err(error) = self.site.push_programs() {
+        if let Err(error) = self.site.settle_programs() {
             warn!("the eBPF maps do not hold all that was learned: {}", chain(&error));
         }
         let mut programs = self.site.programs.borrow_mut();

@@ -67,6 +67,8 @@ pub struct Installation {
     pub intercepts: bool,
     /// Who writes the mark.
     pub stamp: Stamp,
+    /// Why nothing may be dropped before conntrack has seen it; empty: nothing speaks against it.
+    pub obstacles: Vec<String>,
 }
 
 /// For tests and for a firewall that learns nothing.
@@ -92,7 +94,7 @@ impl NamePath for NoNames {
 }
 
 impl Installation {
-    fn of(judged: &Judged) -> Self {
+    fn of(judged: &Judged, obstacles: Vec<String>) -> Self {
         let table = Table::new(&judged.set, &judged.names.indexes, judged.own_addresses.clone());
         Self {
             table: Arc::new(table),
@@ -100,6 +102,7 @@ impl Installation {
             firewall: judged.set.firewall.clone(),
             intercepts: judged.set.intercepts_dns(),
             stamp: judged.names.stamp,
+            obstacles,
         }
     }
 
@@ -171,9 +174,25 @@ impl Reconciler {
         result
     }
 
+    /// What others do to packets between the early drop and our rules (semantics.md section 6).
+    fn obstacles(&mut self) -> Vec<String> {
+        self.kernel.interferers().unwrap_or_else(|error| {
+            vec![format!("what else is in nftables is unknown: {}", crate::telemetry::chain(&error))]
+        })
+    }
+
+    /// Others' rules may have come or gone since the last commit.
+    pub(super) fn check_obstacles(&mut self) {
+        let Some(installed) = self.installed.clone() else { return };
+        let obstacles = self.obstacles();
+        if obstacles != installed.obstacles {
+            self.after_commit(Some(Arc::new(Installation { obstacles, ..Installation::clone(&installed) })));
+        }
+    }
+
     /// Before the commit: what is to go is out of the data path before nftables forgets it.
     fn before_commit(&mut self, judged: &Judged) -> Arc<Installation> {
-        let next = Arc::new(Installation::of(judged));
+        let next = Arc::new(Installation::of(judged, self.obstacles()));
         let Some(held) = self.installed.clone() else {
             self.names.pass_all();
             return next;

@@ -27,7 +27,7 @@ pub use element::{
 };
 pub use expr::Expr;
 pub use matching::{Bitwise, Byteorder, Cmp, CmpOp, Ct, Fib, Hash, Lookup, Meta, Numgen, Payload, Range};
-pub use object::{NamedCounter, UdpTimeout};
+pub use object::{CtHelper, NamedCounter, UdpTimeout};
 pub use rule::{Rule, RuleTally};
 pub use set::{Set, SetData};
 pub use table::{Generation, Table, table_flag};

@@ -11,6 +11,34 @@ const CT_TIMEOUT: u32 = 7;
 /// IPPROTO_UDP
 const UDP: u8 = 17;
 
+/// NFT_OBJECT_CT_HELPER
+const CT_HELPER: u32 = 3;
+
+/// A conntrack helper that somebody's rules can assign, by table and name.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct CtHelper {
+    /// Its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl CtHelper {
+    /// Reads NEW_OBJECT; `None` for objects of another kind.
+    pub fn decode(attrs: Attrs<'_>) -> Result<Option<Self>, DecodeError> {
+        let mut f = Fields::read(attrs)?;
+        if f.be32(3)? != CT_HELPER {
+            return Ok(None);
+        }
+        Ok(Some(Self { table: f.text(1)?, name: f.text(2)? }))
+    }
+
+    /// Writes what selects the helpers of all tables in a GET_OBJECT dump.
+    pub fn select_all(w: &mut Writer<'_>) {
+        w.be32(3, CT_HELPER);
+    }
+}
+
 /// A named counter.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct NamedCounter {
