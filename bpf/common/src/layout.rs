@@ -61,12 +61,11 @@ pub struct Step {
 #[must_use]
 pub fn owner(address: &Address) -> u32 {
     match address {
-        Address::V4(bytes) => u32::from_ne_bytes(*bytes),
-        Address::V6(b) => {
-            u32::from_ne_bytes([b[0], b[1], b[2], b[3]])
-                ^ u32::from_ne_bytes([b[4], b[5], b[6], b[7]]).rotate_left(7)
-                ^ u32::from_ne_bytes([b[8], b[9], b[10], b[11]]).rotate_left(13)
-                ^ u32::from_ne_bytes([b[12], b[13], b[14], b[15]]).rotate_left(19)
+        Address::V4(word) => *word,
+        #[expect(clippy::cast_possible_truncation, reason = "the upper half is folded into the lower one")]
+        Address::V6([first, second]) => {
+            let mixed = first ^ second.rotate_left(19);
+            (mixed ^ (mixed >> 32)) as u32
         }
     }
 }

@@ -53,29 +53,55 @@ impl Frame for [u8] {
     }
 }
 
-/// An address as it stands in the packet.
+/// An address as it stands in the packet, in words of the machine: taking it apart into bytes is what a packet would
+/// cost most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Address {
-    /// IPv4.
-    V4([u8; 4]),
-    /// IPv6.
-    V6([u8; 16]),
+    /// IPv4, see [`Address::v4`].
+    V4(u32),
+    /// IPv6, see [`Address::v6`].
+    V6([u64; 2]),
 }
 
 impl Address {
+    /// An IPv4 address of four bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(bytes: [u8; 4]) -> Self {
+        Self::V4(u32::from_ne_bytes(bytes))
+    }
+
+    /// An IPv6 address of 16 bytes.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v6(bytes: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes;
+        Self::V6([u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])])
+    }
+
     /// Multicast, broadcast and link-local: not routed, so no business of names or of the bouncer.
     #[inline(always)]
     #[must_use]
     pub fn stays_on_the_link(&self) -> bool {
         match self {
-            Self::V4([first, second, third, fourth]) => {
-                (*first >= 224 && *first <= 239)
-                    || (*first == 169 && *second == 254)
-                    || (*first & *second & *third & *fourth) == 255
+            Self::V4(word) => {
+                let value = u32::from_be(*word);
+                value >> 28 == 0xe || value >> 16 == 0xa9fe || value == u32::MAX
             }
-            Self::V6(bytes) => bytes[0] == 0xff || (bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80),
+            Self::V6([first, _]) => {
+                let value = u64::from_be(*first);
+                value >> 56 == 0xff || value >> 54 == 0x3fa
+            }
         }
     }
+}
+
+/// The bytes of the two words of an IPv6 address.
+#[inline(always)]
+pub(crate) fn bytes_of(words: [u64; 2]) -> [u8; 16] {
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) =
+        (words[0].to_ne_bytes(), words[1].to_ne_bytes());
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 /// A TCP or UDP packet, or the first fragment of one with its complete transport header.
@@ -149,7 +175,7 @@ fn ipv4(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)
     {
         return None;
     }
-    let destination = Address::V4([header[16], header[17], header[18], header[19]]);
+    let destination = Address::v4([header[16], header[17], header[18], header[19]]);
     let (start, end) = (offset + header_length, offset + total);
     Some((destination, Payload { protocol: header[9], start, end, fragment: more }))
 }
@@ -168,7 +194,7 @@ fn ipv6(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)
     destination.copy_from_slice(&header[24..40]);
     let payload =
         extensions(frame, Payload { protocol: header[6], start: offset + 40, end, fragment: false })?;
-    Some((Address::V6(destination), payload))
+    Some((Address::v6(destination), payload))
 }
 
 /// Follows extension headers until one is none.

@@ -1,7 +1,7 @@
 //! What becomes of a packet.
 
 use crate::layout::{CELLS_PER_CLASS, CLASS_HOPS, Config, NO_CLASS, Reason, Step, flag};
-use crate::packet::{Address, Packet, TCP};
+use crate::packet::{Address, Packet, TCP, bytes_of};
 use crate::{Allow, Class};
 
 const PORT_DNS: u16 = 53;
@@ -61,8 +61,8 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         return Verdict::Pass;
     }
     let allow = match &packet.destination {
-        Address::V4(address) => tables.allow4(address),
-        Address::V6(address) => tables.allow6(address),
+        Address::V4(word) => tables.allow4(&word.to_ne_bytes()),
+        Address::V6(words) => tables.allow6(&bytes_of(*words)),
     };
     if let Some(allow) = allow {
         let class = live_class(allow, packet, tables);
@@ -81,8 +81,8 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         return Verdict::Pass;
     }
     let prefix = match &packet.destination {
-        Address::V4(address) => tables.static4(address),
-        Address::V6(address) => tables.static6(address),
+        Address::V4(word) => tables.static4(&word.to_ne_bytes()),
+        Address::V6(words) => tables.static6(&bytes_of(*words)),
     };
     if tables.index_in(prefix.unwrap_or(NO_CLASS), packet.protocol, packet.port).is_some() {
         return Verdict::Pass;

@@ -271,11 +271,11 @@ impl Datapath {
     pub fn put(&mut self, address: IpAddr, allow: Allow) -> Result<(), Error> {
         match address {
             IpAddr::V4(address) => {
-                self.allow4.put(&address.octets(), &seal(allow, &Address::V4(address.octets())))?;
+                self.allow4.put(&address.octets(), &seal(allow, &Address::v4(address.octets())))?;
                 self.present4.insert(address);
             }
             IpAddr::V6(address) => {
-                self.allow6.put(&address.octets(), &seal(allow, &Address::V6(address.octets())))?;
+                self.allow6.put(&address.octets(), &seal(allow, &Address::v6(address.octets())))?;
                 self.present6.insert(address);
             }
         }
@@ -292,11 +292,11 @@ impl Datapath {
             match address {
                 IpAddr::V4(address) => {
                     keys4.push(address.octets());
-                    values4.push(seal(allow, &Address::V4(address.octets())));
+                    values4.push(seal(allow, &Address::v4(address.octets())));
                 }
                 IpAddr::V6(address) => {
                     keys6.push(address.octets());
-                    values6.push(seal(allow, &Address::V6(address.octets())));
+                    values6.push(seal(allow, &Address::v6(address.octets())));
                 }
             }
         }

@@ -11,6 +11,7 @@ use fw_bpf_common::{
     Address, Allow, Class, Config, NO_CLASS, Sample, Step, Tables, cell_index, counter, owner,
 };
 
+use crate::frame::opaque;
 use crate::report::Rate;
 
 const LAZY: usize = BPF_F_NO_PREALLOC as usize;
@@ -52,14 +53,19 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn allow4(&self, address: &[u8; 4]) -> Option<&Allow> {
-        // SAFETY: the element may be replaced while it is read; `class_of` notices.
-        unsafe { ALLOW4.get(address) }
+        // Written in one piece: a hash that reads words of bytes just written waits for them.
+        let key = opaque(u32::from_ne_bytes(*address) as usize) as u32;
+        // SAFETY: a number seen as its bytes. The element may be replaced while it is read; `class_of` notices.
+        unsafe { ALLOW4.get(*(&raw const key).cast::<[u8; 4]>()) }
     }
 
     #[inline(always)]
     fn allow6(&self, address: &[u8; 16]) -> Option<&Allow> {
+        let [a, b, c, d, e, f, g, h, rest @ ..] = *address;
+        let half = |bytes| opaque(u64::from_ne_bytes(bytes) as usize) as u64;
+        let key = [half([a, b, c, d, e, f, g, h]), half(rest)];
         // SAFETY: as above.
-        unsafe { ALLOW6.get(address) }
+        unsafe { ALLOW6.get(*(&raw const key).cast::<[u8; 16]>()) }
     }
 
     #[inline(always)]
@@ -89,6 +95,13 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn index_in(&self, class: u32, protocol: u8, port: u16) -> Option<u32> {
+        // Most classes are short, and a call costs as much as a look at the first cell.
+        if let Some(content) = CLASSES.get(class) {
+            let cell = &content.cells[0];
+            if cell.protocol == protocol && cell.first <= port && port <= cell.last {
+                return Some(cell.index);
+            }
+        }
         let found = fw_index_in(class, protocol.into(), port.into());
         if found == NOT_FOUND { None } else { Some(found as u32) }
     }

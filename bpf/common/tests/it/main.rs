@@ -87,9 +87,9 @@ fn syn(destination: impl Into<std::net::IpAddr>) -> Spec {
 #[test]
 fn a_plain_opening_is_read() {
     let expected =
-        Packet { destination: Address::V4(V4), protocol: TCP, port: 443, opens: true, to_group: false };
+        Packet { destination: Address::v4(V4), protocol: TCP, port: 443, opens: true, to_group: false };
     assert_eq!(packet(&syn(V4)), Some(expected));
-    assert_eq!(packet(&syn(V6)), Some(Packet { destination: Address::V6(V6), ..expected }));
+    assert_eq!(packet(&syn(V6)), Some(Packet { destination: Address::v6(V6), ..expected }));
 }
 
 #[test]
@@ -212,6 +212,6 @@ fn the_default_gateway_of_ports_is_the_prefix_table() {
 fn addresses_that_differ_in_one_bit_have_different_owners() {
     for bit in 0..128 {
         let other = (u128::from_be_bytes(V6) ^ (1 << bit)).to_be_bytes();
-        assert_ne!(owner(&Address::V6(V6)), owner(&Address::V6(other)));
+        assert_ne!(owner(&Address::v6(V6)), owner(&Address::v6(other)));
     }
 }

@@ -340,8 +340,10 @@ impl Model {
     /// What becomes of a packet, said once more.
     pub(crate) fn expected(&self, packet: &Packet) -> Verdict {
         let destination = match packet.destination {
-            Address::V4(bytes) => IpAddr::from(bytes),
-            Address::V6(bytes) => IpAddr::from(bytes),
+            Address::V4(word) => IpAddr::from(word.to_ne_bytes()),
+            Address::V6(words) => IpAddr::from(Ipv6Addr::from_bits(u128::from_be_bytes(
+                words.map(u64::to_ne_bytes).concat().try_into().unwrap(),
+            ))),
         };
         let local = match destination {
             IpAddr::V4(address) => {
@@ -469,14 +471,14 @@ pub(crate) fn read(frame: &[u8], tags: u32) -> Option<Packet> {
                 return None;
             }
             let address: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
-            (Address::V4(address), *packet.get(9)?, packet.get(length..)?)
+            (Address::v4(address), *packet.get(9)?, packet.get(length..)?)
         }
         0x86dd => {
             let body = rest.get(40..)?.get(..word(rest, 4)?)?;
             if rest[0] >> 4 != 6 || body.is_empty() {
                 return None;
             }
-            (Address::V6(rest[24..40].try_into().ok()?), rest[6], body)
+            (Address::v6(rest[24..40].try_into().ok()?), rest[6], body)
         }
         _ => return None,
     };
