@@ -73,6 +73,8 @@ pub enum Reason {
     InvalidSelector,
     /// A DNS selector matches more than its author may think.
     WideSelector,
+    /// Names are learned from whatever resolver a client asks.
+    UntrustedResolver,
     /// `to` and `toFQDNs` in one rule.
     ToBesideToFQDNs,
     /// A field has the wrong JSON type.

@@ -78,6 +78,7 @@ pub fn intake(objects: &Objects<'_>, facts: &HostFacts) -> Intake {
         intake.add_service(id, manifest, &allowed);
     }
     intake.add_inapplicable(objects);
+    intake.check_resolvers();
     intake.finish();
     intake
 }
@@ -115,6 +116,23 @@ impl Intake {
             let name = ServiceName { namespace: id.namespace.clone(), name: id.name.clone() };
             self.set.services.insert(name, service);
         }
+        self.findings.extend(report.into_findings());
+    }
+
+    /// A client that may choose the resolver can choose one that lies, and so open any address under an allowed name.
+    fn check_resolvers(&mut self) {
+        let Some(id) = &self.firewall else { return };
+        if !self.set.has_names() || !self.set.firewall.dns.upstreams.is_empty() {
+            return;
+        }
+        let mut report = Report::new(id);
+        report.warning(
+            "spec.dns.upstreams",
+            Reason::UntrustedResolver,
+            "policies have names, and the proxy asks whatever resolver the client asked: one that lies can open any \
+             address under an allowed name",
+            "name the resolvers to ask in spec.dns.upstreams, or one in spec.dnsServerAddress",
+        );
         self.findings.extend(report.into_findings());
     }
 
