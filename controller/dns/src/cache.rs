@@ -1,13 +1,10 @@
 //! Answers kept for as long as their TTLs say.
 
-#![expect(clippy::disallowed_types, reason = "looked up once a question and never iterated")]
-
-use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::config::Limits;
+use crate::index::Index;
 use crate::wire::{Answer, Lifetime};
 
 /// What an entry costs beside its bytes: the slot, the map's entry, two allocations.
@@ -15,7 +12,8 @@ const OVERHEAD: usize = 160;
 
 #[derive(Debug)]
 struct Slot {
-    key: Rc<[u8]>,
+    hash: u64,
+    key: Box<[u8]>,
     message: Vec<u8>,
     answer: Answer,
     resolver: Option<SocketAddr>,
@@ -45,7 +43,7 @@ pub(crate) struct Hit {
 /// round goes (the second chance of CLOCK is near enough to least recently used, and costs a hit one store).
 #[derive(Debug, Default)]
 pub(crate) struct Cache {
-    map: HashMap<Rc<[u8]>, usize>,
+    map: Index<usize>,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     hand: usize,
@@ -54,7 +52,7 @@ pub(crate) struct Cache {
 
 impl Cache {
     pub(crate) fn len(&self) -> usize {
-        self.map.len()
+        self.slots.len() - self.free.len()
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -62,9 +60,14 @@ impl Cache {
     }
 
     /// The answer to what [`crate::wire::Query::cache_key`] wrote, from the same resolver.
-    pub(crate) fn get(&mut self, key: &[u8], resolver: Option<SocketAddr>, now: Instant) -> Option<Hit> {
-        let index = *self.map.get(key)?;
-        let slot = self.slots.get_mut(index)?.as_mut()?;
+    pub(crate) fn get(
+        &mut self,
+        (hash, key): (u64, &[u8]),
+        resolver: Option<SocketAddr>,
+        now: Instant,
+    ) -> Option<Hit> {
+        let index = self.map.get(hash)?;
+        let slot = self.slots.get_mut(index)?.as_mut().filter(|slot| &*slot.key == key)?;
         if now >= slot.expires {
             self.remove(index);
             return None;
@@ -78,15 +81,20 @@ impl Cache {
     }
 
     /// Who answered this question last.
-    pub(crate) fn resolver(&self, key: &[u8]) -> Option<SocketAddr> {
-        let index = *self.map.get(key)?;
-        self.slots.get(index)?.as_ref()?.resolver
+    pub(crate) fn resolver(&self, hash: u64, key: &[u8]) -> Option<SocketAddr> {
+        let index = self.map.get(hash)?;
+        self.slots.get(index)?.as_ref().filter(|slot| &*slot.key == key)?.resolver
+    }
+
+    /// What every other call wants beside the key.
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
+        self.map.hash(key)
     }
 
     /// Keeps an answer if it may be kept; says how many others had to go before their time.
     pub(crate) fn put(
         &mut self,
-        key: &[u8],
+        (hash, key): (u64, Box<[u8]>),
         (message, answer): (&[u8], &Answer),
         resolver: Option<SocketAddr>,
         limits: &Limits,
@@ -97,14 +105,13 @@ impl Cache {
             Lifetime::Positive(seconds) => seconds.min(limits.cache_ttl),
             Lifetime::Negative(seconds) => seconds.min(limits.cache_negative_ttl),
         };
-        if let Some(index) = self.map.get(key) {
-            self.remove(*index);
+        if let Some(index) = self.map.get(hash) {
+            self.remove(index);
         }
         // An hour is too long and a century too: Instant is signed 64 bits of seconds inside, so this cannot overflow.
         let expires = now + Duration::from_secs(u64::from(seconds));
         let Some(message) = answer.for_cache(message).filter(|_| seconds > 0) else { return 0 };
-        let slot =
-            Slot { key: key.into(), message, answer: *answer, resolver, stored: now, expires, used: false };
+        let slot = Slot { hash, key, message, answer: *answer, resolver, stored: now, expires, used: false };
         if slot.cost() > limits.cache_bytes || limits.cache_entries == 0 {
             return 0;
         }
@@ -114,7 +121,7 @@ impl Cache {
             self.slots.push(None);
             self.slots.len() - 1
         });
-        self.map.insert(Rc::clone(&slot.key), index);
+        self.map.insert(slot.hash, index);
         self.slots[index] = Some(slot);
         evicted
     }
@@ -144,7 +151,7 @@ impl Cache {
     fn remove(&mut self, index: usize) {
         if let Some(slot) = self.slots.get_mut(index).and_then(Option::take) {
             self.bytes -= slot.cost();
-            self.map.remove(&slot.key);
+            self.map.remove(slot.hash, index);
             self.free.push(index);
         }
     }

@@ -42,6 +42,10 @@ pub(crate) struct Engine<D> {
     pub(crate) tls: RefCell<Option<Arc<ClientConfig>>>,
     /// Reused for keys and messages, so that they cost no allocation.
     scratch: RefCell<Vec<u8>>,
+    /// What is being sent upstream.
+    pub(crate) outgoing_buffer: RefCell<Vec<u8>>,
+    /// What has just come from upstream: one buffer for all sockets, as only one is read at a time.
+    pub(crate) incoming_buffer: RefCell<Vec<u8>>,
     waiting: Cell<usize>,
     /// The resolver that answered last when clients choose.
     pub(crate) last_resolver: Cell<Option<SocketAddr>>,
@@ -79,6 +83,8 @@ impl<D: Decision> Engine<D> {
             random: RefCell::new(Random::new()),
             tls: RefCell::default(),
             scratch: RefCell::default(),
+            outgoing_buffer: RefCell::default(),
+            incoming_buffer: RefCell::new(vec![0; 65_535]),
             waiting: Cell::new(0),
             last_resolver: Cell::new(None),
             work: Notify::new(),
@@ -153,26 +159,27 @@ impl<D: Decision> Engine<D> {
         let now = Instant::now();
         let mut resolver = self.resolver(&asker);
         let cacheable = query.cache_key(scratch);
+        let hash = if cacheable { self.cache.borrow().hash(scratch) } else { 0 };
         if asker.transport == Transport::Lookup {
             if resolver.is_some() {
-                resolver = self.cache.borrow().resolver(scratch).or(resolver);
+                resolver = self.cache.borrow().resolver(hash, scratch).or(resolver);
             }
         } else if cacheable {
-            let hit = self.cache.borrow_mut().get(scratch, resolver, now);
+            let hit = self.cache.borrow_mut().get((hash, scratch), resolver, now);
             if let Some(hit) = hit {
                 let identity = Identity::new(query.message, query.message.len());
                 let waiters = self.wait(query, asker, settings);
                 let ready = Ready::from_cache(hit, identity, query.question_end(), waiters);
-                return self.release(ready);
+                return self.release(ready, now);
             }
             self.metrics.cache_misses.add();
         }
-        let cache_key = cacheable.then(|| Box::from(scratch.as_slice()));
+        let cache_key = cacheable.then(|| (hash, Box::from(scratch.as_slice())));
         if self.waiting.get() >= settings.limits.waiting {
             return self.fail(query, asker, Outcome::Full);
         }
         Identity::write(scratch, query.message, resolver);
-        let joined = self.flights.borrow().find(scratch);
+        let (hash, joined) = self.flights.borrow_mut().find(scratch);
         if let Some(key) = joined {
             let waiter = self.waiter(query, asker, settings);
             if let Some(flight) = self.flights.borrow_mut().get(key) {
@@ -188,6 +195,7 @@ impl<D: Decision> Engine<D> {
         };
         let departure = Departure {
             identity: Identity::new(scratch, query.message.len()),
+            hash,
             question_end: query.question_end(),
             cache_key,
             resolver,

@@ -1,8 +1,6 @@
 //! Questions that upstreams are asked now, and who waits for them.
 
-#![expect(clippy::disallowed_types, reason = "looked up once a question and never iterated")]
-
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::front::tcp::Ticket;
+use crate::index::Index;
 use crate::metrics::Transport;
 use crate::sockets::Path;
 use crate::upstream::{Sent, Server};
@@ -49,7 +48,7 @@ pub(crate) struct Key {
 }
 
 /// What makes two questions one: all bytes but the id, and whom they go to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(crate) struct Identity {
     bytes: Rc<[u8]>,
     message: usize,
@@ -89,7 +88,8 @@ impl Identity {
 pub(crate) struct Flight {
     pub(crate) identity: Identity,
     pub(crate) question_end: usize,
-    pub(crate) cache_key: Option<Box<[u8]>>,
+    /// With its hash.
+    pub(crate) cache_key: Option<(u64, Box<[u8]>)>,
     pub(crate) resolver: Option<SocketAddr>,
     pub(crate) waiters: Waiters,
     /// Whom to ask, in order.
@@ -101,7 +101,8 @@ pub(crate) struct Flight {
     /// When it is given up.
     pub(crate) deadline: Instant,
     /// When the present try is given up: its entry in [`Flights::timers`].
-    timer: Instant,
+    timer: Option<Instant>,
+    hash: u64,
     /// Where answers may still come from.
     pub(crate) sent: Vec<Sent>,
     /// An upstream's failure, for want of something better.
@@ -127,7 +128,7 @@ pub(crate) struct Flights {
     slots: Vec<Option<Flight>>,
     generations: Vec<u64>,
     free: Vec<usize>,
-    by_identity: HashMap<Rc<[u8]>, Key>,
+    by_identity: Index<Key>,
     timers: BTreeSet<(Instant, Key)>,
 }
 
@@ -135,8 +136,10 @@ pub(crate) struct Flights {
 #[derive(Debug)]
 pub(crate) struct Departure {
     pub(crate) identity: Identity,
+    /// Of the identity ([`Flights::find`]).
+    pub(crate) hash: u64,
     pub(crate) question_end: usize,
-    pub(crate) cache_key: Option<Box<[u8]>>,
+    pub(crate) cache_key: Option<(u64, Box<[u8]>)>,
     pub(crate) resolver: Option<SocketAddr>,
     pub(crate) waiter: Waiter,
     pub(crate) servers: Rc<[Rc<Server>]>,
@@ -144,11 +147,15 @@ pub(crate) struct Departure {
 
 impl Flights {
     pub(crate) fn len(&self) -> usize {
-        self.by_identity.len()
+        self.slots.len() - self.free.len()
     }
 
-    pub(crate) fn find(&self, identity: &[u8]) -> Option<Key> {
-        self.by_identity.get(identity).copied()
+    /// The flight of the same question, and the hash that a new one needs.
+    pub(crate) fn find(&mut self, identity: &[u8]) -> (u64, Option<Key>) {
+        let hash = self.by_identity.hash(identity);
+        let found = self.by_identity.get(hash);
+        let same = |key: &Key| self.get(*key).is_some_and(|flight| &*flight.identity.bytes == identity);
+        (hash, found.filter(same))
     }
 
     pub(crate) fn start(&mut self, departure: Departure, now: Instant, timeout: Duration) -> Key {
@@ -163,7 +170,8 @@ impl Flights {
             tries: 0,
             asked: now,
             deadline,
-            timer: deadline,
+            hash: departure.hash,
+            timer: None,
             sent: Vec::new(),
             failure: None,
         };
@@ -173,8 +181,7 @@ impl Flights {
             self.slots.len() - 1
         });
         let key = Key { slot, generation: self.generations[slot] };
-        self.by_identity.insert(Rc::clone(&flight.identity.bytes), key);
-        self.timers.insert((deadline, key));
+        self.by_identity.insert(departure.hash, key);
         self.slots[slot] = Some(flight);
         key
     }
@@ -190,11 +197,10 @@ impl Flights {
     pub(crate) fn set_timer(&mut self, key: Key, at: Instant) {
         let Some(flight) = self.get(key) else { return };
         let at = at.min(flight.deadline);
-        let before = std::mem::replace(&mut flight.timer, at);
-        if before != at {
+        if let Some(before) = flight.timer.replace(at) {
             self.timers.remove(&(before, key));
-            self.timers.insert((at, key));
         }
+        self.timers.insert((at, key));
     }
 
     pub(crate) fn remove(&mut self, key: Key) -> Option<Flight> {
@@ -202,8 +208,10 @@ impl Flights {
         let flight = self.slots.get_mut(key.slot)?.take()?;
         self.generations[key.slot] += 1;
         self.free.push(key.slot);
-        self.by_identity.remove(&flight.identity.bytes);
-        self.timers.remove(&(flight.timer, key));
+        self.by_identity.remove(flight.hash, key);
+        if let Some(timer) = flight.timer {
+            self.timers.remove(&(timer, key));
+        }
         Some(flight)
     }
 

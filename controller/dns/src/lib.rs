@@ -17,6 +17,7 @@ mod flight;
 mod front;
 mod handle;
 pub mod health;
+mod index;
 pub mod metrics;
 mod proxy;
 mod random;

@@ -43,10 +43,9 @@ impl Ready {
 }
 
 impl<D: Decision> Engine<D> {
-    /// Asks the decision. One that is ready at once costs neither a task nor a timer.
-    pub(crate) fn release(self: &Rc<Self>, ready: Ready) {
+    /// Asks the decision for an answer that was there at `began`. One that is ready at once costs neither a task nor a timer.
+    pub(crate) fn release(self: &Rc<Self>, ready: Ready, began: Instant) {
         let Ready { message, answer, age, identity, question_end, waiters, outcome } = ready;
-        let began = Instant::now();
         let decision = Rc::clone(&self.decision);
         let mut asking = Box::pin(async move {
             let release = decision.release(&message, age).await;

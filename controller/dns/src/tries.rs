@@ -81,11 +81,11 @@ impl<D: Decision> Engine<D> {
         let mut flights = self.flights.borrow_mut();
         let Some(flight) = flights.get(key) else { return Ok(()) };
         let message = flight.identity.message();
-        let mut datagram = [0; UDP_QUESTION_MAX];
-        let datagram = datagram.get_mut(..message.len()).ok_or(Untried::Failed)?;
-        datagram.copy_from_slice(message);
-        wire::set_id(datagram, id);
-        match outgoing.send(datagram) {
+        let mut datagram = self.outgoing_buffer.borrow_mut();
+        datagram.clear();
+        datagram.extend(message);
+        wire::set_id(&mut datagram, id);
+        match outgoing.send(&datagram) {
             // A full send buffer is as a lost packet: the timeout asks again.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                 server.sockets.borrow_mut().discard(&outgoing);
@@ -271,23 +271,23 @@ impl<D: Decision> Engine<D> {
             return self.try_next(key, now);
         }
         self.metrics.upstream_latency.record(now.saturating_duration_since(flight.asked));
-        let Some(flight) = flights.remove(key) else { return };
+        let Some(mut flight) = flights.remove(key) else { return };
         self.metrics.in_flight.set(flights.len());
         drop(flights);
         self.servers.borrow_mut().succeeded(server, now);
         self.last_resolver.set(flight.resolver.or(self.last_resolver.get()));
-        if let Some(cache_key) = &flight.cache_key {
+        if let Some(cache_key) = flight.cache_key.take() {
             let limits = self.settings().limits;
             let kept = (message.as_slice(), &answer);
             let evicted = self.cache.borrow_mut().put(cache_key, kept, flight.resolver, &limits, now);
             self.count_evicted(evicted);
         }
-        self.deliver(flight, message, answer);
+        self.deliver(flight, message, answer, now);
     }
 
-    fn deliver(self: &Rc<Self>, flight: Flight, message: Vec<u8>, answer: Answer) {
+    fn deliver(self: &Rc<Self>, flight: Flight, message: Vec<u8>, answer: Answer, now: Instant) {
         let Flight { identity, question_end, waiters, .. } = flight;
-        self.release(Ready::new((message, answer), identity, question_end, waiters));
+        self.release(Ready::new((message, answer), identity, question_end, waiters), now);
     }
 
     /// A try that ended without an answer.
@@ -334,7 +334,7 @@ impl<D: Decision> Engine<D> {
         match failure {
             Some((message, answer)) => {
                 let Some(flight) = self.remove(key) else { return };
-                self.deliver(flight, message, answer);
+                self.deliver(flight, message, answer, Instant::now());
             }
             None => self.end(key, Outcome::Upstream),
         }
@@ -360,16 +360,19 @@ fn goes_by_tcp(flight: &Flight) -> bool {
 
 /// Reads one socket until it is retired and all it asked is answered or given up (then this task is aborted).
 async fn read<D: Decision>(engine: Rc<Engine<D>>, server: Rc<Server>, outgoing: Rc<Outgoing>) {
-    let mut buffer = vec![0; 65_535];
     loop {
         let Ok(interest) = outgoing.ready().await else {
             return engine.socket_failed(&server, &outgoing);
         };
         loop {
+            let mut buffer = engine.incoming_buffer.borrow_mut();
             match outgoing.receive(interest, &mut buffer) {
                 Ok(length) => engine.datagram(&server, &outgoing, buffer.get(..length).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return engine.socket_failed(&server, &outgoing),
+                Err(_) => {
+                    drop(buffer);
+                    return engine.socket_failed(&server, &outgoing);
+                }
             }
         }
     }

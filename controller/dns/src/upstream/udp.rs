@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 use crate::flight::Key;
 
 /// Sockets that take turns for one upstream.
-const WIDTH: usize = 1;
+const WIDTH: usize = 2;
 /// Questions that one socket asks.
 const USES: u32 = 128;
 /// How long a socket asks: whoever finds out its port has this long to use that.
