@@ -1,7 +1,8 @@
 //! Named points at which a test can have the process killed, to prove that a kill there does no harm.
 //!
 //! Only with the cargo feature `fault-injection`; without it [`point`] is nothing. `FW_FAULT=before-persist` kills at
-//! the first passage, `FW_FAULT=before-persist:3` at the third.
+//! the first passage, `FW_FAULT=before-persist:3` at the third. With `FW_FAULT_FILE=PATH` passages count only while that
+//! file is there, so that a test can choose the edit.
 
 /// Points that exist, in the order in which an edit passes them.
 pub const POINTS: [&str; 9] = [
@@ -35,7 +36,8 @@ pub fn point(name: &str) {
     let Ok(wanted) = std::env::var("FW_FAULT") else { return };
     let (wanted, count) = wanted.split_once(':').unwrap_or((&wanted, "1"));
     let count: u32 = count.parse().unwrap_or(1);
-    if wanted == name && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == count {
+    let counts = std::env::var_os("FW_FAULT_FILE").is_none_or(|file| std::path::Path::new(&file).exists());
+    if wanted == name && counts && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == count {
         let raised = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
         // SIGKILL cannot be refused; if it could, going on would make the test prove nothing.
         if raised.is_err() {

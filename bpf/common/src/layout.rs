@@ -38,8 +38,8 @@ pub struct Config {
     pub mark_mask: u32,
     /// Samples of dropped packets per second and CPU that go to user space.
     pub samples_per_second: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Number of the lowest bit of `mark_mask`: where the index stands in the mark.
+    pub mark_shift: u32,
 }
 
 /// For how long an address belongs to a class.

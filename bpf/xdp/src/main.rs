@@ -94,10 +94,11 @@ fn stamp<const BOUNCE: bool>(context: &TcContext) -> i32 {
     // SAFETY: fields of the context this program was called with.
     let (mark, tagged, ifindex) = unsafe { ((*skb).mark, (*skb).vlan_present != 0, (*skb).ingress_ifindex) };
     let verdict = judge(&frame, if tagged { TAGS_MAX - 1 } else { TAGS_MAX }, &Maps);
-    let mask = Maps.config().mark_mask;
+    let config = Maps.config();
+    let (mask, shift) = (config.mark_mask, config.mark_shift & 31);
     // An index that does not fit would be another one's.
     let index = match verdict {
-        Verdict::Stamp(index) if index & !mask == 0 => index,
+        Verdict::Stamp(index) if ((index << shift) & mask) >> shift == index => index << shift,
         _ => 0,
     };
     context.set_mark((mark & !mask) | index);

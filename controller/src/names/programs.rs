@@ -37,7 +37,7 @@ struct Open {
     /// The reader of samples ends when this does.
     _alive: Arc<()>,
     config: Config,
-    attached: BTreeMap<IfName, Attach>,
+    attached: BTreeMap<IfName, Mode>,
 }
 
 impl Programs {
@@ -103,10 +103,15 @@ impl Programs {
                 Attach::Generic => Mode::Generic,
                 Attach::Tcx => Mode::Tcx,
             };
-            match open.datapath.attach(name.as_str(), mode) {
-                Ok(_) => {
-                    if open.attached.insert(name.clone(), *attach) != Some(*attach) {
-                        info!(interface = %name, ?mode, "eBPF programs are attached");
+            let mut attached = open.datapath.attach(name.as_str(), mode);
+            if let Err(error @ (fw_bpf::Error::NoNativeXdp(_) | fw_bpf::Error::Occupied(_))) = &attached {
+                failed.push(format!("{name}: tcx in place of {attach:?}: {}", chain(error)));
+                attached = open.datapath.attach(name.as_str(), Mode::Tcx);
+            }
+            match attached {
+                Ok(now) => {
+                    if open.attached.insert(name.clone(), now.mode) != Some(now.mode) {
+                        info!(interface = %name, mode = ?now.mode, "eBPF programs are attached");
                     }
                 }
                 Err(error) => {
@@ -193,7 +198,7 @@ impl Programs {
             flags,
             mark_mask: installation.firewall.fastpath.mark_mask,
             samples_per_second: samples_per_second(installation.firewall.drop_log.rate),
-            reserved: 0,
+            mark_shift: installation.firewall.fastpath.mark_mask.trailing_zeros(),
         };
         open.set_config(config).map_err(|error| chain(&error))?;
         let refused = |why: String| format!("nothing is dropped early, nftables drops it: {why}");

@@ -258,7 +258,7 @@ impl Model {
             0,
         ]);
         let mut model = Self {
-            config: Config { flags, mark_mask: 0x00ff_ffff, samples_per_second: 0, reserved: 0 },
+            config: Config { flags, mark_mask: 0x00ff_ffff, samples_per_second: 0, mark_shift: 0 },
             now,
             ..Self::default()
         };

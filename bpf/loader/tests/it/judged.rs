@@ -195,6 +195,24 @@ fn an_index_that_the_mask_cannot_hold_is_no_mark() {
 }
 
 #[test]
+fn the_index_stands_where_the_mask_is_and_other_bits_stay() {
+    let pins = Pins::new();
+    let mut datapath = pins.open();
+    datapath.set_config(Config { mark_mask: 0x00ff_f000, mark_shift: 12, ..Config::default() }).unwrap();
+    datapath.put_class(2, &[cell(TCP, 80, 80, 0x123), cell(TCP, 81, 81, 0x1123)]).unwrap();
+    datapath.put(HERE.into(), forever(2)).unwrap();
+    let mark = |port| {
+        datapath
+            .test_run(Program::Stamp, &Spec::to(HERE, TCP, port, SYN).encode(), 0xabcd_ef12, 1)
+            .unwrap()
+            .mark
+    };
+    assert_eq!(mark(80), 0xab12_3f12);
+    assert_eq!(mark(81), 0xab00_0f12, "an index of 13 bits does not fit");
+    assert_eq!(mark(82), 0xab00_0f12);
+}
+
+#[test]
 fn a_long_class_is_found_to_its_end_and_its_slots_come_back() {
     let pins = Pins::new();
     let mut datapath = pins.open();

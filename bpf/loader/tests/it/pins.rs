@@ -15,7 +15,7 @@ fn address() -> IpAddr {
 }
 
 fn config() -> Config {
-    Config { flags: flag::BOUNCE, mark_mask: 0xffff, samples_per_second: 3, reserved: 0 }
+    Config { flags: flag::BOUNCE, mark_mask: 0xffff, samples_per_second: 3, mark_shift: 0 }
 }
 
 /// Fills every map.

@@ -77,7 +77,7 @@ fn judges_real_packets(label: &str, mode: Mode) {
     let mut datapath = pins.open();
     datapath.put_class(2, &[cell(TCP, PORT, PORT, INDEX)]).unwrap();
     datapath
-        .set_config(Config { flags: flag::BOUNCE, mark_mask: 0xffff, samples_per_second: 10, reserved: 0 })
+        .set_config(Config { flags: flag::BOUNCE, mark_mask: 0xffff, samples_per_second: 10, mark_shift: 0 })
         .unwrap();
     let (datapath, pair) = pair
         .r#box

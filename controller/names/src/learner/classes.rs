@@ -1,6 +1,6 @@
 //! What the data path holds as far as it has said so, and what is under way to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use fw_bpf_common::{Allow, Cell, NO_CLASS};
@@ -42,8 +42,8 @@ pub(super) struct DataPath {
     unknown: BTreeSet<IpAddr>,
     classes: BTreeMap<u32, Class>,
     by_cells: BTreeMap<Vec<Cell>, u32>,
-    /// Free ids below `next`.
-    free: BTreeSet<u32>,
+    /// Free ids below `next`, the longest free one first.
+    free: VecDeque<u32>,
     /// Offset from [`FIRST`] of the ids that never had a class.
     next: u32,
     /// Classes that may have lost their last reference.
@@ -90,13 +90,13 @@ impl DataPath {
         if let Some(id) = self.by_cells.get(cells) {
             return Some((*id, false));
         }
-        let id = match self.free.pop_first() {
-            Some(id) => id,
-            None if FIRST + self.next <= LAST => {
-                self.next += 1;
-                FIRST + self.next - 1
-            }
-            None => return None,
+        // A program may be reading what an id was a moment ago, so it comes back as late as it can: ids that were
+        // never used first, then the one that has been free for longest.
+        let id = if FIRST + self.next <= LAST {
+            self.next += 1;
+            FIRST + self.next - 1
+        } else {
+            self.free.pop_front()?
         };
         self.by_cells.insert(cells.to_vec(), id);
         self.classes.insert(id, Class::new(cells.to_vec(), Presence::No));
@@ -280,7 +280,7 @@ impl DataPath {
             }
             self.classes.remove(&id);
             self.idle.remove(&id);
-            self.free.insert(id);
+            self.free.push_back(id);
         }
     }
 }
