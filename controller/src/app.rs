@@ -31,7 +31,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, fault, names};
+use crate::{addresses, fault, metrics, names};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -112,7 +112,11 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
         problems: problems.clone(),
         counters: Counters::default(),
     };
-    let control = serve_control(args.control_socket.clone(), Arc::new(server), problems.clone());
+    let server = Arc::new(server);
+    if let Some(address) = args.metrics_addr {
+        tokio::spawn(metrics::serve(address, Arc::clone(&server), problems.clone()));
+    }
+    let control = serve_control(args.control_socket.clone(), server, problems.clone());
     let mut control = std::pin::pin!(control);
     tokio::spawn(addresses::keep(wanted_addresses, Box::new(record), problems));
 
@@ -158,11 +162,8 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
-    let flags = [
-        ("--metrics-addr", args.metrics_addr.is_some()),
-        ("--enable-IDS", args.enable_ids == Some(true)),
-        ("--hosts-file", args.hosts_file.is_some()),
-    ];
+    let flags =
+        [("--enable-IDS", args.enable_ids == Some(true)), ("--hosts-file", args.hosts_file.is_some())];
     for (flag, _) in flags.iter().filter(|(_, given)| *given) {
         warn!("{flag} is taken for compatibility and has no effect in this version");
     }

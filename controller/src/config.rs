@@ -1,5 +1,6 @@
 //! The command line: every flag of every subcommand, in one place.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -7,8 +8,9 @@ use clap_complete::Shell;
 
 /// Where the running controller keeps what must survive it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/firewall-controller";
-/// Where the eBPF programs and maps are pinned; a bpffs of ours is mounted there.
-pub const DEFAULT_BPF_DIR: &str = "/run/firewall-controller/bpf";
+/// Where the eBPF programs and maps are pinned. The service has a bpffs mounted at the folder above, so that the sandboxed
+/// controller need not mount one, here or for its self-test beside it.
+pub const DEFAULT_BPF_DIR: &str = "/run/firewall-controller/bpf/pins";
 /// Where the running controller is asked.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/firewall-controller/control.sock";
 
@@ -141,6 +143,12 @@ pub enum Command {
     },
 }
 
+/// `:8080`, as Go programs take it, is port 8080 of every address.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| "not an address and a port; write 127.0.0.1:8080 or :8080".to_owned())
+}
+
 /// `run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -150,7 +158,8 @@ pub struct RunArgs {
     /// Where the last complete set of objects and the counters are kept across restarts; not below the manifests.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
-    /// Where the eBPF programs and maps are pinned, so that they survive a restart; a bpffs is mounted there.
+    /// Where the eBPF programs and maps are pinned, so that they survive a restart; a bpffs is mounted there unless
+    /// it is in one already.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
     pub bpf_dir: PathBuf,
     /// Unix socket on which `status`, `dns`, `explain`, `legend` and `flush` are served (mode 0660).
@@ -163,9 +172,9 @@ pub struct RunArgs {
     /// Seconds between two readings of the kernel's counters when nobody asks for them.
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub counter_interval: u32,
-    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
-    #[arg(long, value_name = "ADDRESS", hide_short_help = true)]
-    pub metrics_addr: Option<String>,
+    /// Address on which Prometheus metrics are served, such as 127.0.0.1:8080; `:8080` is every address. Not given: none.
+    #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
+    pub metrics_addr: Option<SocketAddr>,
     /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
     #[arg(
         long = "enable-IDS",
@@ -314,7 +323,7 @@ mod tests {
             "--manifests /m --log-level debug --metrics-addr :8080 --enable-IDS --hosts-file /etc/hosts --firewall-name fw1",
         );
         assert_eq!(args.enable_ids, Some(true));
-        assert_eq!(args.metrics_addr.as_deref(), Some(":8080"));
+        assert_eq!(args.metrics_addr, "[::]:8080".parse().ok());
         assert_eq!(args.firewall_name.as_deref(), Some("fw1"));
         assert_eq!(run_args("--manifests /m --enable-IDS=false").enable_ids, Some(false));
     }

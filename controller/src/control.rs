@@ -36,6 +36,7 @@ use crate::explain::explain;
 use crate::names;
 use crate::packet_text;
 use crate::problems::Problems;
+use crate::published::Key;
 use crate::reconcile::View;
 use crate::reconcile::worker::Job;
 use crate::status::{self, Identification};
@@ -285,7 +286,7 @@ impl Server {
     }
 
     /// With counters of this moment; with the last known ones when the kernel is busy.
-    async fn status(&self) -> Value {
+    pub(crate) async fn status(&self) -> Value {
         if let Err(error) = self.ask(COUNTERS, Job::Counters).await {
             debug!("status with older counters: {error}");
         }
@@ -301,7 +302,9 @@ impl Server {
     async fn dns(&self, name: Option<String>) -> Result<Value, String> {
         let slow = || "the thread of names does not answer".to_owned();
         let summary = self.names.show(names::Question::Summary).await.ok_or_else(slow)?;
-        let listed = self.names.show(names::Question::Names(name)).await.ok_or_else(slow)?;
+        let mut listed = self.names.show(names::Question::Names(name)).await.ok_or_else(slow)?;
+        self.ask(COUNTERS, Job::Counters).await.ok();
+        add_hits(&mut listed, &self.latest());
         Ok(json!({"figures": summary, "learned": listed}))
     }
 
@@ -336,6 +339,25 @@ impl Server {
             Ok(answer) => answer.map_err(|_| gone()),
             Err(_) => Err(format!("the kernel was busy for more than {} s", patience.as_secs())),
         }
+    }
+}
+
+/// Adds to each name how many connections its entries have let through: counters stand with policy and selector, so
+/// that names of one pattern share theirs.
+fn add_hits(listed: &mut Value, view: &View) {
+    let Some(judged) = view.enforced.as_ref() else { return };
+    let mut hits: BTreeMap<&str, u64> = BTreeMap::new();
+    for entry in judged.names.indexes.keys() {
+        let comment = fw_policy::comment::name(&entry.policy, &entry.selector, entry.protocol);
+        let key = Key::Rule { chain: fw_ruleset::name_chain(entry), comment };
+        let packets = view.published.get(&key).unwrap_or_default().packets;
+        let sum = hits.entry(entry.selector.text()).or_default();
+        *sum = sum.saturating_add(packets);
+    }
+    for name in listed["names"].as_array_mut().into_iter().flatten() {
+        let selectors = name["selectors"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let total: u64 = selectors.filter_map(|selector| hits.get(selector)).sum();
+        name["hits"] = json!(total);
     }
 }
 

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod fault;
 mod findings;
 pub mod host;
+pub mod metrics;
 pub mod names;
 pub mod notify;
 pub mod packet_text;

@@ -198,6 +198,10 @@ impl NamePath for Path {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    fn found(&mut self, indexes: BTreeSet<u32>) {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).extend(indexes);
+    }
+
     fn withdraw(&mut self, indexes: &BTreeSet<u32>) -> Result<(), String> {
         self.ask(|reply| Command::Withdraw(indexes.clone(), reply))?
     }

@@ -60,10 +60,11 @@ fn learned_name(name: &Value) -> String {
         words.collect::<Vec<_>>().join(", ")
     };
     let mut text = format!(
-        "{}  by {} of {}, asked {}\n",
+        "{}  by {} of {}, {} connections, asked {}\n",
         name["name"].as_str().unwrap_or_default(),
         list(&name["selectors"]),
         list(&name["policies"]),
+        name["hits"],
         name["asked"].as_str().unwrap_or_default()
     );
     for (address, until) in name["addresses"].as_object().into_iter().flatten() {

@@ -71,7 +71,8 @@ impl Decision for Decider {
     }
 
     async fn release(&self, message: &[u8], age: u32) -> Release {
-        let Some(answer) = self.site.read(message, age) else { return Release::Send { ttl_max: None } };
+        // What cannot be read would open nothing, and the client would find closed what it was told.
+        let Some(answer) = self.site.read(message, age) else { return Release::Hold };
         let lesson = self.site.learn(&answer, !self.is_refresh(&answer));
         if let Some(full) = lesson.hold {
             debug!("an answer is kept back: the bound of {full:?} is reached");

@@ -28,22 +28,26 @@ const DNS: u16 = 53;
 const RENEWAL: Duration = Duration::from_millis(500);
 /// How often time is looked at at most.
 const TICK: Duration = Duration::from_millis(250);
-/// Live connections are looked at at most this often; a dump costs about 1 µs each.
-const LOOK: Nanos = 5_000_000_000;
+/// Live connections are looked at whenever something is about to end, so that who has just connected is seen; but a
+/// dump costs about 1 µs each, and all of them no more than this part of the time …
+const LOOK_SHARE: Nanos = 20;
+/// … as long as the pause between two is no longer than this.
+const LONGEST_PAUSE: Nanos = 5_000_000_000;
 
 /// Forgets what is over and refreshes what is used, until it is dropped.
 pub(super) async fn keep(site: Rc<Site>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked = 0;
+    let mut next_look = 0;
     loop {
         ticks.tick().await;
         let now = monotonic();
         let is_due = site.learner.borrow().due().is_some_and(|due| due <= now);
         if is_due {
-            if now.saturating_sub(looked) >= LOOK {
-                looked = now;
+            if now >= next_look {
                 look_at_connections(&site).await;
+                let cost = monotonic().saturating_sub(now);
+                next_look = now.saturating_add(cost.saturating_mul(LOOK_SHARE).min(LONGEST_PAUSE));
             }
             site.collect().await;
         }

@@ -154,6 +154,17 @@ impl Programs {
         }
     }
 
+    /// True when a process before this one left programs on an interface.
+    pub(super) fn are_left(&self) -> bool {
+        let links = std::fs::read_dir(self.pins.join("links"));
+        self.open.is_none() && links.is_ok_and(|mut links| links.next().is_some())
+    }
+
+    /// True when they are open.
+    pub(super) fn are_open(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// Writes changes; they are in force when this returns.
     pub(super) fn apply(&mut self, changes: &[Change]) -> Result<(), String> {
         let Some(open) = &mut self.open else { return Err("the eBPF programs are not loaded".to_owned()) };

@@ -1,12 +1,15 @@
 //! What was learned and counted, as JSON for the status, `dns` and the metrics.
 
 use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::SystemTime;
 
+use fw_crds::FqdnAddresses;
 use fw_dns::metrics::{Bound, Histogram, Metrics, Outcome, Spoof, Transport};
 use fw_names::learner::NameView;
+use fw_policy::FqdnSelector;
 use serde_json::{Map, Value, json};
 
 use super::clock::{as_wall, monotonic};
@@ -16,6 +19,8 @@ use super::thread::Parts;
 use super::{Known, Question};
 use crate::timestamp::rfc3339;
 
+/// Addresses of one name and family in a policy's state.
+const MAX_STATE_ADDRESSES: usize = 64;
 /// Names that one answer lists.
 const MAX_NAMES: usize = 1000;
 
@@ -35,7 +40,7 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
     let learner = site.learner.borrow();
     let counters = learner.counters();
     let sizes = learner.sizes();
-    let by = |entries: Vec<(String, u64)>| entries.into_iter().collect::<std::collections::BTreeMap<_, _>>();
+    let by = |entries: Vec<(String, u64)>| entries.into_iter().collect::<BTreeMap<_, _>>();
     let figures = &site.figures;
     let shared: Vec<String> = learner
         .shared()
@@ -44,7 +49,7 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
         .collect();
     json!({
         "proxy": proxy.map_or(Value::Null, proxy_figures),
-        "fastpath": choice.reasons.iter().map(|(name, why)| (name.to_string(), why.clone())).collect::<std::collections::BTreeMap<_, _>>(),
+        "fastpath": choice.reasons.iter().map(|(name, why)| (name.to_string(), why.clone())).collect::<BTreeMap<_, _>>(),
         "dataPath": match *site.path.borrow() {
             DataPath::None => "none",
             DataPath::Programs => "eBPF",
@@ -74,7 +79,49 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
             "journalFailures": site.journal.borrow().failures,
         },
         "sharedAddresses": shared,
+        "fqdnState": fqdn_state(site),
     })
+}
+
+/// `.status.fqdn_state` of each policy, in the shape the field knows (compat.md section 1); bounded.
+fn fqdn_state(site: &Site) -> BTreeMap<String, BTreeMap<String, Vec<FqdnAddresses>>> {
+    let Some(installed) = site.installed.borrow().clone() else { return BTreeMap::new() };
+    let mut policies: BTreeMap<&FqdnSelector, BTreeSet<&str>> = BTreeMap::new();
+    for entry in installed.table.entries.keys() {
+        policies.entry(&entry.selector).or_default().insert(&entry.policy);
+    }
+    let now = (monotonic(), SystemTime::now());
+    let mut state: BTreeMap<String, BTreeMap<String, Vec<FqdnAddresses>>> = BTreeMap::new();
+    for name in site.learner.borrow().view(None, MAX_NAMES).names {
+        for selector in &name.selectors {
+            for policy in policies.get(selector).into_iter().flatten() {
+                let by_selector = state.entry((*policy).to_owned()).or_default();
+                by_selector.entry(selector.text().to_owned()).or_default().extend(both_families(&name, now));
+            }
+        }
+    }
+    state
+}
+
+/// One entry for each family that has addresses; there is no set of its own for a name.
+fn both_families(name: &NameView, (monotonic_now, now): (u64, SystemTime)) -> Vec<FqdnAddresses> {
+    let of_family = |version: &str, is_v4: bool| {
+        let times: BTreeMap<String, String> = name
+            .addresses
+            .iter()
+            .filter(|(address, _)| address.is_ipv4() == is_v4)
+            .take(MAX_STATE_ADDRESSES)
+            .map(|(address, until)| (address.to_string(), rfc3339(as_wall(*until, monotonic_now, now))))
+            .collect();
+        (!times.is_empty()).then(|| FqdnAddresses {
+            fqdn: Some(name.name.as_str().to_owned()),
+            set_name: Some(String::new()),
+            ip_expiration_times: Some(times),
+            version: Some(version.to_owned()),
+            ..FqdnAddresses::default()
+        })
+    };
+    [of_family("ip", true), of_family("ip6", false)].into_iter().flatten().collect()
 }
 
 fn proxy_figures(parts: &RefCell<Option<Parts>>) -> Value {
@@ -89,8 +136,8 @@ fn proxy_figures(parts: &RefCell<Option<Parts>>) -> Value {
         "running": true,
         "queries": outcomes,
         "transports": transports(metrics),
-        "spoofs": Spoof::ALL.iter().map(|s| (s.label(), metrics.spoofs(*s))).collect::<std::collections::BTreeMap<_, _>>(),
-        "bounds": Bound::ALL.iter().map(|b| (b.label(), metrics.bound(*b))).collect::<std::collections::BTreeMap<_, _>>(),
+        "spoofs": Spoof::ALL.iter().map(|s| (s.label(), metrics.spoofs(*s))).collect::<BTreeMap<_, _>>(),
+        "bounds": Bound::ALL.iter().map(|b| (b.label(), metrics.bound(*b))).collect::<BTreeMap<_, _>>(),
         "upstreamLatency": histogram(&metrics.upstream_latency),
         "holdLatency": histogram(&metrics.hold_latency),
         "tries": metrics.tries.get(), "failedTries": metrics.failed_tries.get(),

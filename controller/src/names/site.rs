@@ -8,12 +8,13 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fw_names::answer::{self, Answer};
+use fw_names::journal::Fact;
 use fw_names::learner::Lesson;
-use fw_names::{Change, Learner};
+use fw_names::{Change, Learner, Table};
 use fw_policy::OtherNames;
 use fw_ruleset::Stamp;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::clock::monotonic;
 use super::journal::Journal;
@@ -45,6 +46,8 @@ pub(super) struct Site {
     pub(super) path: RefCell<DataPath>,
     pub(super) programs: RefCell<Programs>,
     pub(super) journal: RefCell<Journal>,
+    /// What the journal had when this process began, until it is learned again.
+    facts: RefCell<Vec<Fact>>,
     pub(super) installed: RefCell<Option<Arc<Installation>>>,
     /// Destinations of live connections, as of the last look.
     pub(super) in_use: RefCell<Arc<BTreeSet<IpAddr>>>,
@@ -80,7 +83,7 @@ pub(super) struct PushError(String);
 impl Site {
     pub(super) fn new(
         programs: Programs,
-        journal: Journal,
+        (journal, facts): (Journal, Vec<Fact>),
         indexes: Arc<Mutex<BTreeSet<u32>>>,
         problems: Problems,
     ) -> Rc<Self> {
@@ -89,6 +92,7 @@ impl Site {
             path: RefCell::new(DataPath::None),
             programs: RefCell::new(programs),
             journal: RefCell::new(journal),
+            facts: RefCell::new(facts),
             installed: RefCell::default(),
             in_use: RefCell::default(),
             other_names: Cell::default(),
@@ -207,6 +211,11 @@ impl Site {
         *self.indexes.lock().unwrap_or_else(PoisonError::into_inner) = installed;
     }
 
+    /// Indexes that a process before this one left in eBPF maps are in use until the learner has taken those over.
+    pub(super) fn note_indexes(&self, found: BTreeSet<u32>) {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
+    }
+
     /// Reads what a process before this one left in nftables maps.
     pub(super) async fn adopt_sets(&self, mask: u32) -> Sets {
         let maps = sets::address_maps().chain([sets::CELLS.to_owned()]).collect();
@@ -238,6 +247,25 @@ impl Site {
         let lesson = if by_client { learner.learn(now, answer) } else { learner.refreshed(now, answer) };
         self.journal.borrow_mut().append(&lesson.facts);
         lesson
+    }
+
+    /// Learns again what was known before the restart, under the first table that has names: one without (the base
+    /// ruleset of a cold start) would forget all of it.
+    pub(super) fn relearn(&self, table: &Table) {
+        if table.entries.is_empty() {
+            return;
+        }
+        let facts = self.facts.take();
+        let mut learner = self.learner.borrow_mut();
+        let taken = facts.iter().filter(|fact| learner.relearn(monotonic(), fact)).count();
+        if !facts.is_empty() {
+            info!(known = facts.len(), taken, "learned again what was known before the restart");
+        }
+    }
+
+    /// Nothing of what was known before the restart counts any more.
+    pub(super) fn forget_facts(&self) {
+        self.facts.take();
     }
 
     /// Forgets what is over, and keeps what is used.

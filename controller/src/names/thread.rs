@@ -10,7 +10,7 @@ use std::time::Duration;
 use fw_dns::config::{Interface, Interfaces};
 use fw_dns::{Config, Proxy, Settings};
 use fw_names::journal::Fact;
-use fw_policy::{Dns, IfName};
+use fw_policy::{Dns, FastpathMode, IfName};
 use fw_ruleset::Stamp;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
@@ -49,9 +49,9 @@ pub(super) fn run(
         Ok(runtime) => runtime,
         Err(error) => return error!("no runtime for names: {error}; names open nothing"),
     };
-    let (journal, facts) = open_journal(&options, &problems);
+    let journal = open_journal(&options, &problems);
     let site = Site::new(Programs::new(options.bpf_dir), journal, indexes, problems);
-    let mut thread = Thread::new(site, facts);
+    let mut thread = Thread::new(site);
     LocalSet::new().block_on(&runtime, async move { thread.take_orders(orders).await });
 }
 
@@ -77,8 +77,6 @@ fn open_journal(options: &Options, problems: &Problems) -> (Journal, Vec<Fact>) 
 
 struct Thread {
     site: Rc<Site>,
-    /// What the journal had; learned again under the first table.
-    facts: Vec<Fact>,
     links: Option<Links>,
     wish: Option<Wish>,
     choice: Choice,
@@ -110,16 +108,8 @@ impl Drop for Running {
 }
 
 impl Thread {
-    fn new(site: Rc<Site>, facts: Vec<Fact>) -> Self {
-        Self {
-            site,
-            facts,
-            links: None,
-            wish: None,
-            choice: Choice::default(),
-            proxy: None,
-            installing: None,
-        }
+    fn new(site: Rc<Site>) -> Self {
+        Self { site, links: None, wish: None, choice: Choice::default(), proxy: None, installing: None }
     }
 
     async fn take_orders(&mut self, mut orders: UnboundedReceiver<Command>) {
@@ -182,17 +172,14 @@ impl Thread {
     /// installation, when nothing relies on it.
     fn choose(&mut self) -> Stamp {
         let Some(wish) = self.wish.clone() else { return Stamp::default() };
+        let mut modes = wish.inside.interfaces.iter().map(|name| wish.fastpath.mode_of(name));
+        let wants_any = wish.programs && modes.any(|mode| mode != FastpathMode::Off);
+        let unavailable = self.open_programs(wants_any);
         if !wish.programs {
             self.choice = Choice::default();
             return Stamp::default();
         }
         let mut programs = self.site.programs.borrow_mut();
-        let wants_any = wish
-            .inside
-            .interfaces
-            .iter()
-            .any(|name| wish.fastpath.mode_of(name) != fw_policy::FastpathMode::Off);
-        let unavailable = if wants_any { programs.open().err() } else { None };
         let ports = self.links.iter().flat_map(|links| &links.ports);
         let ports: Vec<Port> = ports.map(|(name, port)| programs.port(name, port)).collect();
         let choice = fastpath::choose(&wish.fastpath, &wish.inside, &ports, unavailable.as_deref());
@@ -200,6 +187,20 @@ impl Thread {
         self.site.problems.set("fastpath", failed);
         self.choice = choice;
         fastpath::stamp(&self.choice)
+    }
+
+    /// Opens the programs when they are wanted, or when a process before this one left some to be taken off. Gives why
+    /// they cannot be used.
+    fn open_programs(&self, wanted: bool) -> Option<String> {
+        let mut programs = self.site.programs.borrow_mut();
+        if programs.are_open() || !(wanted || programs.are_left()) {
+            return None;
+        }
+        let unavailable = programs.open().err();
+        let (_, classes) = programs.contents();
+        let indexes = classes.values().flatten().map(|cell| cell.index).filter(|index| *index != 0);
+        self.site.note_indexes(indexes.collect());
+        unavailable
     }
 
     /// Out of the eBPF maps before nftables forgets them. nftables maps are changed by the thread that waits for this
@@ -222,24 +223,23 @@ impl Thread {
         if let Some(installing) = self.installing.take() {
             installing.abort();
         }
-        let is_first = self.site.installed.replace(Some(Arc::clone(&installation))).is_none();
+        self.site.installed.replace(Some(Arc::clone(&installation)));
         self.site.other_names.set(installation.firewall.dns.other_names);
-        let facts = if is_first { std::mem::take(&mut self.facts) } else { Vec::new() };
         match installation.stamp {
-            Stamp::Program => self.install_programs(&installation, &facts),
-            Stamp::Sets => self.install_sets(&installation, facts),
+            Stamp::Program => self.install_programs(&installation),
+            Stamp::Sets => self.install_sets(&installation),
         }
         self.run_proxy(&installation).await;
     }
 
-    fn install_programs(&mut self, installation: &Installation, facts: &[Fact]) {
+    fn install_programs(&mut self, installation: &Installation) {
         if self.site.stamp() != Some(Stamp::Program) {
             let (allows, classes) = self.site.programs.borrow_mut().contents();
             self.site.learner.borrow_mut().install(allows, classes);
             *self.site.path.borrow_mut() = DataPath::Programs;
         }
         self.site.learner.borrow_mut().set_table(Arc::clone(&installation.table), monotonic());
-        self.relearn(facts);
+        self.site.relearn(&installation.table);
         if self.choice.attach.is_empty() && !installation.intercepts {
             // Nothing is stamped: there need not be a program.
             self.site.programs.borrow_mut().detach_all_but(&self.choice.attach);
@@ -254,7 +254,7 @@ impl Thread {
         self.site.problems.set("early drop", problem.into_iter().collect());
     }
 
-    fn install_sets(&mut self, installation: &Arc<Installation>, facts: Vec<Fact>) {
+    fn install_sets(&mut self, installation: &Arc<Installation>) {
         self.site.programs.borrow_mut().detach_all_but(&self.choice.attach);
         let (site, installation) = (Rc::clone(&self.site), Arc::clone(installation));
         self.installing = Some(spawn_local(async move {
@@ -268,23 +268,12 @@ impl Thread {
                 site.learner.borrow_mut().install(allows.clone(), classes.clone());
                 *site.path.borrow_mut() = DataPath::Sets(sets);
             }
-            let now = monotonic();
-            site.learner.borrow_mut().set_table(Arc::clone(&installation.table), now);
-            for fact in &facts {
-                site.learner.borrow_mut().relearn(now, fact);
-            }
+            site.learner.borrow_mut().set_table(Arc::clone(&installation.table), monotonic());
+            site.relearn(&installation.table);
             if let Err(error) = site.push().await {
                 warn!("the nftables maps do not hold all that was learned: {}", chain(&error));
             }
         }));
-    }
-
-    fn relearn(&self, facts: &[Fact]) {
-        let mut learner = self.site.learner.borrow_mut();
-        let taken = facts.iter().filter(|fact| learner.relearn(monotonic(), fact)).count();
-        if !facts.is_empty() {
-            info!(known = facts.len(), taken, "learned again what was known before the restart");
-        }
     }
 
     fn uninstall(&mut self) {
@@ -295,6 +284,7 @@ impl Thread {
         *self.site.installed.borrow_mut() = None;
         *self.site.path.borrow_mut() = DataPath::None;
         *self.site.learner.borrow_mut() = fw_names::Learner::new();
+        self.site.forget_facts();
         if let Err(error) = self.site.journal.borrow_mut().replace(&[]) {
             warn!("the journal of names stays: {error}");
         }

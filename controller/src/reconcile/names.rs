@@ -18,6 +18,7 @@ use tracing::{error, warn};
 use super::held::Held;
 use super::{Judged, Reconciler};
 use crate::names::clock::monotonic;
+use crate::names::sets::CELLS;
 
 /// How long the redirect stays armed after each sign of life of the proxy (semantics.md section 6).
 const ARMED_MS: u64 = 2000;
@@ -34,6 +35,9 @@ pub trait NamePath: Send {
 
     /// Indexes that something in the data path may still carry.
     fn in_use(&mut self) -> BTreeSet<u32>;
+
+    /// Indexes that a process before this one left in nftables maps: in use until those maps are known.
+    fn found(&mut self, indexes: BTreeSet<u32>);
 
     /// Takes indexes out of the data path. `Err`: that could not be confirmed.
     fn withdraw(&mut self, indexes: &BTreeSet<u32>) -> Result<(), String>;
@@ -84,6 +88,8 @@ impl NamePath for NoNames {
         BTreeSet::new()
     }
 
+    fn found(&mut self, _: BTreeSet<u32>) {}
+
     fn withdraw(&mut self, _: &BTreeSet<u32>) -> Result<(), String> {
         Ok(())
     }
@@ -114,9 +120,13 @@ impl Installation {
 impl Reconciler {
     /// Gives every entry its index: the one it has, or one that neither kernel side holds.
     pub(super) fn name_entries(&mut self, set: &PolicySet, stamp: Stamp) -> Names {
-        let in_use = self.names.in_use();
         let entries: BTreeSet<NameEntry> = set.name_entries().into_keys().collect();
         let mask = set.firewall.fastpath.mark_mask;
+        if self.indexes.is_none() {
+            let found = self.indexes_in_maps(mask);
+            self.names.found(found);
+        }
+        let in_use = self.names.in_use();
         let indexes = match self.indexes.take() {
             Some((known, mut indexes)) if known == mask => {
                 let out = indexes.pending(Side::DataPath).difference(&in_use).copied().collect();
@@ -135,12 +145,24 @@ impl Reconciler {
         Names { indexes: indexes.assign(&entries), stamp }
     }
 
+    /// Indexes that the maps which stand in for eBPF still lead to. A kill between the two halves of an edit leaves some
+    /// that no chain belongs to any more.
+    fn indexes_in_maps(&mut self, mask: u32) -> BTreeSet<u32> {
+        let has_maps =
+            matches!(&self.held, Some(Held::Observed(observed)) if observed.sets.contains_key(CELLS));
+        if !has_maps {
+            return BTreeSet::new();
+        }
+        let cells = self.timed_elements(&[CELLS.to_owned()]);
+        let marks = cells.iter().flat_map(|(_, elements)| elements).filter_map(|element| element.mark);
+        marks.map(|mark| index_of(mark, mask)).collect()
+    }
+
     /// Indexes that the table found in the kernel has given out; each entry is known by the name of its chain.
     fn adopted_indexes(&self, entries: &BTreeSet<NameEntry>, mask: u32, in_use: &BTreeSet<u32>) -> Indexes {
-        let index = |mark: u32| (mark & mask) >> mask.trailing_zeros().min(31);
         let found: BTreeMap<String, u32> = match &self.held {
             Some(Held::Observed(observed)) => {
-                marks(observed).map(|(chain, mark)| (chain, index(mark))).collect()
+                marks(observed).map(|(chain, mark)| (chain, index_of(mark, mask))).collect()
             }
             _ => BTreeMap::new(),
         };
@@ -262,6 +284,11 @@ impl Reconciler {
         let read = |map: &String| Some((map.clone(), self.kernel.timed_elements(map).ok()?));
         maps.iter().filter_map(read).collect()
     }
+}
+
+/// The index that stands in a mark.
+fn index_of(mark: u32, mask: u32) -> u32 {
+    (mark & mask) >> mask.trailing_zeros().min(31)
 }
 
 /// Chains that the map `fqdn` leads to, and the marks that do.
