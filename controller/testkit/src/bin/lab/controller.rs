@@ -1,5 +1,6 @@
 //! The real binary, at work in the firewall of the lab.
 
+use std::cell::Cell;
 use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -8,13 +9,13 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use fw_testkit::{Netns, Process};
+use fw_testkit::{BpfMount, Netns, Process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 const PROGRAM: &str = "firewall-controller";
-/// Directories are called `fw-lab-PID`.
+/// Directories are called `fw-lab-PID-LABEL`.
 const DIRECTORY: &str = "fw-lab-";
 /// A generous deadline for what takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -26,23 +27,32 @@ static RUNNING: AtomicI32 = AtomicI32::new(0);
 pub(crate) struct Controller {
     program: PathBuf,
     directory: PathBuf,
+    /// Pins of eBPF programs and maps, which outlive the process.
+    bpf: BpfMount,
     process: Option<Process>,
+    /// What processes before this one have logged.
+    logged: Vec<String>,
+    early_drops: Cell<u64>,
 }
 
 impl Controller {
-    /// Copies manifests; starts nothing.
-    pub(crate) fn prepare(examples: &Path) -> Result<Self> {
+    /// Copies manifests but those left out; starts nothing.
+    pub(crate) fn prepare(label: &str, examples: &Path, left_out: &[&str]) -> Result<Self> {
         let program = program()?;
         remove_leftovers();
-        let directory = std::env::temp_dir().join(format!("{DIRECTORY}{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("{DIRECTORY}{}-{label}", std::process::id()));
         let of_signal = directory.clone();
         fw_testkit::on_signal(move || end_by_signal(&of_signal))?;
-        let controller = Self { program, directory, process: None };
+        let bpf = BpfMount::new(&format!("{label}-bpf"))?;
+        let (logged, early_drops) = (Vec::new(), Cell::default());
+        let controller = Self { program, directory, bpf, process: None, logged, early_drops };
         fs::create_dir_all(controller.manifests())?;
         let entries = fs::read_dir(examples).with_context(|| format!("no {}", examples.display()))?;
         for entry in entries {
             let entry = entry?;
-            fs::copy(entry.path(), controller.manifests().join(entry.file_name()))?;
+            if !left_out.iter().any(|name| entry.file_name() == *name) {
+                fs::copy(entry.path(), controller.manifests().join(entry.file_name()))?;
+            }
         }
         Ok(controller)
     }
@@ -62,6 +72,7 @@ impl Controller {
         command.arg("run").arg("--manifests").arg(self.manifests());
         command.arg("--state-dir").arg(self.directory.join("state"));
         command.arg("--control-socket").arg(self.socket());
+        command.arg("--bpf-dir").arg(self.bpf.path().join("pins"));
         // Ctrl-C on the terminal is for the lab, which then ends the controller.
         command.process_group(0);
         let begin = Instant::now();
@@ -83,9 +94,37 @@ impl Controller {
         Ok(())
     }
 
+    /// SIGKILL: it can do nothing about it.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        // Asked of it one last time.
+        self.early_drops()?;
+        let mut process = self.process.take().context("the controller does not run")?;
+        RUNNING.store(0, Ordering::Relaxed);
+        process.kill()?;
+        self.logged.extend(process.lines());
+        Ok(())
+    }
+
+    /// False after [`Controller::kill`].
+    pub(crate) fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// What it has logged.
     pub(crate) fn log(&self) -> Vec<String> {
-        self.process.as_ref().map(Process::lines).unwrap_or_default()
+        let lines = self.process.as_ref().map(Process::lines).unwrap_or_default();
+        self.logged.iter().cloned().chain(lines).collect()
+    }
+
+    /// Packets that its programs dropped before nftables; while it does not run, as many as there were last.
+    pub(crate) fn early_drops(&self) -> Result<u64> {
+        if self.process.is_some() {
+            let status = self.status()?;
+            let total = status["status"]["controller"]["names"]["earlyDrops"]["total"].as_u64();
+            // None before the first policy with names.
+            self.early_drops.set(total.unwrap_or_default());
+        }
+        Ok(self.early_drops.get())
     }
 
     /// Text of a manifest file.
@@ -216,7 +255,9 @@ fn remove_leftovers() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(DIRECTORY)?.parse::<u32>().ok());
+        let pid = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(DIRECTORY)?.split('-').next()?.parse::<u32>().ok());
         if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }

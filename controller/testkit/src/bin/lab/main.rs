@@ -5,6 +5,7 @@
 
 mod controller;
 mod drops;
+mod names;
 mod scenario;
 mod stage;
 mod table;
@@ -25,10 +26,12 @@ use scenario::Servers;
 use stage::Stage;
 use table::{Table, thousands};
 
-/// Manifests that the lab runs on.
+/// Manifests that the first act runs on.
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/lab");
 /// Lines of the drop log that are shown.
 const SHOWN: usize = 20;
+/// Width of the first act's longest comment.
+const RULE_WIDTH: usize = 35;
 
 fn main() -> ExitCode {
     let mut table = Table::new();
@@ -44,23 +47,10 @@ fn main() -> ExitCode {
 
 fn show(table: &mut Table) -> Result<()> {
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root; run it as root or with sudo");
-    let mut controller = Controller::prepare(Path::new(EXAMPLES))?;
-    let begin = (Instant::now(), SystemTime::now());
-    let lab = Lab::new(&scenario::world()?)?;
-    let servers = Servers::start(&lab)?;
-    let took = controller.start(&lab.firewall)?;
-    table.title("firewall-controller: real packets through the rules of deploy/examples/lab");
-    table.say("  cluster 10.0.16.2 -- vrf104009 [firewall] vlan179 -- internet 203.0.113.2, 1.2.3.4, ...");
-    table.say("                                            vlan178 -- partner 192.0.2.2 (at most 4 MiB/s)");
-    table.say(&format!("rules in force {} ms after the start", took.as_millis()));
-    let outcome = probes(table, &lab, &servers, &controller, begin);
-    if outcome.is_err() || !table.failed().is_empty() {
-        table.heading("What the controller logged");
-        controller.log().iter().for_each(|line| table.say(&format!("  {line}")));
-    }
-    outcome?;
-    controller.stop()?;
-    let seconds = begin.0.elapsed().as_secs_f64();
+    let begin = Instant::now();
+    packets(table)?;
+    names::act(table)?;
+    let seconds = begin.elapsed().as_secs_f64();
     let total = table.lines();
     if table.failed().is_empty() {
         table.verdict(&format!("All {total} as expected, in {seconds:.1} s."));
@@ -71,16 +61,42 @@ fn show(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// The first act: addresses, ports and protocols.
+fn packets(table: &mut Table) -> Result<()> {
+    let mut controller = Controller::prepare("packets", Path::new(EXAMPLES), &[])?;
+    let begin = SystemTime::now();
+    let lab = Lab::new(&scenario::world()?)?;
+    let servers = Servers::start(&lab)?;
+    let took = controller.start(&lab.firewall)?;
+    table.title("firewall-controller: real packets through the rules of deploy/examples/lab");
+    table.say("  cluster 10.0.16.2 -- vrf104009 [firewall] vlan179 -- internet 203.0.113.2, 1.2.3.4, ...");
+    table.say("                                            vlan178 -- partner 192.0.2.2 (at most 4 MiB/s)");
+    table.say(&format!("rules in force {} ms after the start", took.as_millis()));
+    let failed = table.failed().len();
+    let outcome = probes(table, &lab, &servers, &controller, begin);
+    end_act(table, &mut controller, failed, outcome)
+}
+
+/// Ends a controller; says what it logged if something went wrong since `failed` had gone wrong.
+fn end_act(table: &Table, controller: &mut Controller, failed: usize, outcome: Result<()>) -> Result<()> {
+    if outcome.is_err() || table.failed().len() > failed {
+        table.heading("What the controller logged");
+        controller.log().iter().for_each(|line| table.say(&format!("  {line}")));
+    }
+    outcome?;
+    controller.stop()
+}
+
 fn probes(
     table: &mut Table,
     lab: &Lab,
     servers: &Servers,
     controller: &Controller,
-    begin: (Instant, SystemTime),
+    begin: SystemTime,
 ) -> Result<()> {
     let listener = Listener::start(&lab.firewall)?;
     table.say("");
-    table.columns();
+    table.columns(RULE_WIDTH);
     let mut stage = Stage { lab, controller, table, explained: 0 };
     scenario::leaving(&mut stage)?;
     scenario::entering(&mut stage)?;
@@ -94,7 +110,7 @@ fn probes(
          `firewall-controller explain` agrees about all {explained} packets that it was asked about."
     ));
     let records = listener.stop().context("the drop log")?;
-    drop_log(table, lab, controller, &records, begin.1)?;
+    drop_log(table, lab, controller, &records, begin)?;
     status(table, controller)
 }
 

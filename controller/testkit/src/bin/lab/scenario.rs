@@ -303,7 +303,7 @@ fn settle(stage: &Stage<'_>) -> Result<()> {
 pub(crate) fn edits(stage: &mut Stage<'_>) -> Result<()> {
     stage.table.heading("Manifests change while ten connections to 1.2.3.4:443 are at work");
     stage.ask(Ask::Tcp, OUT, "1.2.3.4:8443", "before the edit", None)?;
-    let begin = nft::counters(&stage.lab.firewall)?;
+    let begin = stage.read()?;
     let steady =
         Steady::tcp(&stage.lab.cluster().ns, None, "1.2.3.4:443".parse()?, 10, Duration::from_millis(10))?;
     let counted = nft::counters(&stage.lab.firewall)?.comment(ALLOW_WEB);

@@ -13,9 +13,9 @@ use crate::controller::Controller;
 use crate::table::{Line, Table};
 
 /// For probes that are answered.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 /// For probes that must stay unanswered: many round trips, and less than a second, after which TCP asks again.
-const SILENCE: Duration = Duration::from_millis(300);
+pub(crate) const SILENCE: Duration = Duration::from_millis(300);
 /// What a policy's or Service's comment begins with; the table leaves it out.
 const ALLOWED: &str = "accept traffic for ";
 /// The comment of the rule that counts what nothing allows.
@@ -26,6 +26,10 @@ pub(crate) const SNAT: &str = "snat for internet";
 pub(crate) const RATE_LIMIT: &str = "drop_ratelimit";
 /// The comment of connections that exist.
 pub(crate) const ESTABLISHED: &str = "accept established connections";
+/// Stands for the counters of what the programs on the inside interfaces drop, before nftables has a rule for it.
+pub(crate) const EARLY: &str = "early drop (tcx)";
+/// What the comments of the rules begin with that redirect DNS.
+pub(crate) const REDIRECTED: &str = "dnat to dns proxy";
 /// Addresses that the lab's Firewall translates to.
 pub(crate) const TRANSLATED: [&str; 2] = ["203.0.113.10", "203.0.113.11"];
 
@@ -96,19 +100,27 @@ impl Stage<'_> {
         check: &Check<'_>,
         work: impl FnOnce(&Self) -> Result<Seen>,
     ) -> Result<()> {
-        let before = nft::counters(&self.lab.firewall)?;
+        let before = self.read()?;
         self.check_since(&before, check, work)
+    }
+
+    /// All counters as they are now.
+    pub(crate) fn read(&self) -> Result<Reading> {
+        Ok(Reading {
+            kernel: nft::counters(&self.lab.firewall)?,
+            early_drops: self.controller.early_drops()?,
+        })
     }
 
     /// As [`Stage::check`], for what has been going on since an earlier reading.
     pub(crate) fn check_since(
         &mut self,
-        before: &Counters,
+        before: &Reading,
         check: &Check<'_>,
         work: impl FnOnce(&Self) -> Result<Seen>,
     ) -> Result<()> {
         let seen = work(self).with_context(|| check.probe.to_owned())?;
-        let after = nft::counters(&self.lab.firewall)?;
+        let after = self.read()?;
         let moved = moved(before, &after);
         let mut complaints: Vec<String> = seen.complaint.into_iter().collect();
         complaints.extend(wrong_moves(check.rules, &moved));
@@ -117,7 +129,7 @@ impl Stage<'_> {
         let find = |rule: &str| moved.iter().find(|(name, ..)| name == rule);
         let counter = shown.map(|(rule, _)| match find(rule) {
             Some((_, by, now)) => (*by, *now),
-            None => (0, packets(&after, rule)),
+            None => (0, after.packets(rule)),
         });
         let rule = shown.map_or("", |(rule, _)| rule.strip_prefix(ALLOWED).unwrap_or(rule));
         self.table.line(&Line {
@@ -175,9 +187,9 @@ impl Stage<'_> {
         let answer = self.controller.explain(packet)?;
         self.explained += 1;
         let counter = answer["counter"].as_str().unwrap_or_default();
-        // Of most dropped packets it names no rule: they are dropped for want of one.
-        let names_it =
-            check.rules.iter().any(|(rule, _)| *rule == counter) || (!passes && counter.is_empty());
+        // It knows what drops a packet, not how early.
+        let explained = |rule| if rule == EARLY { DENIED } else { rule };
+        let names_it = check.rules.iter().any(|(rule, _)| explained(rule) == counter);
         let agrees = answer["accepted"] == passes && names_it;
         Ok((!agrees).then(|| format!("explain says otherwise of {packet}: {answer}")))
     }
@@ -200,18 +212,30 @@ fn judge(outcome: &Outcome, passes: bool, own: IpAddr, translated: bool) -> Seen
     }
 }
 
-/// Packets counted by a rule's comment or under a name.
-pub(crate) fn packets(counters: &Counters, rule: &str) -> u64 {
-    if rule == RATE_LIMIT { counters.named(rule) } else { counters.comment(rule) }
+/// Counters at about one time.
+pub(crate) struct Reading {
+    kernel: Counters,
+    early_drops: u64,
+}
+
+impl Reading {
+    /// Packets counted by a rule's comment or under a name.
+    pub(crate) fn packets(&self, rule: &str) -> u64 {
+        match rule {
+            RATE_LIMIT => self.kernel.named(rule),
+            EARLY => self.early_drops,
+            comment => self.kernel.comment(comment),
+        }
+    }
 }
 
 /// Rules that decided over packets between two readings: name, by how much, and where the counter stands.
-fn moved(before: &Counters, after: &Counters) -> Vec<(String, u64, u64)> {
-    let rules = after.by_comment.keys().map(String::as_str).chain([RATE_LIMIT]);
+fn moved(before: &Reading, after: &Reading) -> Vec<(String, u64, u64)> {
+    let rules = after.kernel.by_comment.keys().map(String::as_str).chain([RATE_LIMIT, EARLY]);
     rules
         .filter(|rule| !rule.starts_with("count ") || *rule == DENIED)
         .filter_map(|rule| {
-            let (then, now) = (packets(before, rule), packets(after, rule));
+            let (then, now) = (before.packets(rule), after.packets(rule));
             (now != then).then(|| (rule.to_owned(), now.saturating_sub(then), now))
         })
         .collect()
@@ -228,7 +252,7 @@ fn wrong_moves(expected: &[(&str, RangeInclusive<u64>)], moved: &[(String, u64, 
     }
     for (name, by, _) in moved {
         // They accompany decisions and make none.
-        let aside = name == ESTABLISHED || name == SNAT;
+        let aside = name == ESTABLISHED || name == SNAT || name.starts_with(REDIRECTED);
         if !aside && !expected.iter().any(|(rule, _)| rule == name) {
             wrong.push(format!("{name:?} moved by {by}, and should not"));
         }

@@ -2,8 +2,8 @@
 
 use std::io::{IsTerminal as _, Write as _};
 
-/// Widths of the columns but the last.
-const WIDTHS: [usize; 4] = [40, 8, 24, 35];
+/// Widths of the columns but the last two, and of the last.
+const WIDTHS: [usize; 3] = [40, 8, 24];
 const LAST_WIDTH: usize = 15;
 const HEADINGS: [&str; 5] = ["probe", "expected", "seen", "rule that decided", "its packets"];
 
@@ -20,6 +20,7 @@ pub(crate) struct Line {
 /// Prints as things happen and remembers what went wrong.
 pub(crate) struct Table {
     colours: bool,
+    rule_width: usize,
     lines: usize,
     failed: Vec<String>,
 }
@@ -28,7 +29,7 @@ impl Table {
     /// Colours only where a person looks.
     pub(crate) fn new() -> Self {
         let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { colours, lines: 0, failed: Vec::new() }
+        Self { colours, rule_width: 35, lines: 0, failed: Vec::new() }
     }
 
     /// Number of lines so far.
@@ -39,6 +40,12 @@ impl Table {
     /// Probes that went wrong.
     pub(crate) fn failed(&self) -> &[String] {
         &self.failed
+    }
+
+    /// Cells of four columns, each padded.
+    fn row(&self, cells: &[&str; 4]) -> String {
+        let widths = WIDTHS.iter().chain([&self.rule_width]);
+        cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$} ")).collect()
     }
 
     fn paint(&self, colour: &str, text: &str) -> String {
@@ -66,10 +73,11 @@ impl Table {
         self.say(&format!("\n{}", self.paint("1", text)));
     }
 
-    /// Names of the columns.
-    pub(crate) fn columns(&self) {
+    /// Names of the columns; that of the rules is this wide from now on.
+    pub(crate) fn columns(&mut self, rule_width: usize) {
+        self.rule_width = rule_width;
         let [probe, expected, seen, rule, packets] = HEADINGS;
-        let cells = row(&[probe, expected, seen, rule]);
+        let cells = self.row(&[probe, expected, seen, rule]);
         self.say(&self.paint("2", &format!("    {cells}{packets:>LAST_WIDTH$}")));
     }
 
@@ -81,7 +89,7 @@ impl Table {
             None => String::new(),
         };
         let [probe, expected, seen, rule] = &line.cells;
-        let cells = row(&[probe, expected, seen, rule]);
+        let cells = self.row(&[probe, expected, seen, rule]);
         let mark = if line.complaints.is_empty() { self.paint("32", "ok") } else { self.paint("31;1", "NO") };
         self.say(format!("{mark}  {cells}{counter:>LAST_WIDTH$}").trim_end());
         for complaint in &line.complaints {
@@ -108,11 +116,6 @@ impl Table {
         let colour = if self.failed.is_empty() { "32;1" } else { "31;1" };
         self.say(&format!("\n{}", self.paint(colour, text)));
     }
-}
-
-/// Cells of four columns, each padded.
-fn row(cells: &[&str; 4]) -> String {
-    cells.iter().zip(WIDTHS).map(|(cell, width)| format!("{cell:<width$} ")).collect()
 }
 
 /// `12,345`
