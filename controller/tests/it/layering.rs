@@ -90,6 +90,10 @@ const IMPURE_CALLS: [&str; 11] = [
 /// Where the kernel is spoken to below std; all other crates deny unsafe code.
 const UNSAFE_ALLOWED: [&str; 4] = ["bpf/loader", "bpf/xdp", "controller/netlink", "controller/testkit"];
 
+/// Where a hash map may stand: the maps of the eBPF programs are the kernel's, and the cache index of the DNS proxy is
+/// looked up for every question and never iterated over.
+const HASHED: [&str; 2] = ["bpf/xdp/src/maps.rs", "controller/dns/src/index.rs"];
+
 const MAX_LINES: usize = 600;
 
 #[test]
@@ -250,8 +254,10 @@ fn iteration_order_is_never_random_and_nothing_is_left_open() -> Result<()> {
     let mut complaints = Vec::new();
     for path in tree::files(&["rs"])? {
         let source = tree::read(&path)?;
+        let may_hash = HASHED.iter().any(|hashed| path == Path::new(hashed));
         for (number, line) in source.lines().enumerate() {
             let found = needles.iter().filter(|(needle, _)| line.contains(needle));
+            let found = found.filter(|(needle, _)| !(may_hash && needle.starts_with("Hash")));
             complaints
                 .extend(found.map(|(needle, remedy)| {
                     format!("{}:{}: {needle}: {remedy}", path.display(), number + 1)
@@ -268,7 +274,8 @@ fn code_lines(source: &str) -> impl Iterator<Item = (usize, &str)> {
     lines.filter(|(_, line)| !line.starts_with("//"))
 }
 
-/// Root files of all targets, of the workspace and of the fuzz crates, which are not members of it.
+/// Root files of all targets, of the workspace and of the crates that are not members of it: those of the fuzz targets,
+/// and the eBPF programs, which another compiler builds for another machine.
 fn target_roots() -> Result<BTreeSet<PathBuf>> {
     let root = tree::root();
     let mut roots = BTreeSet::new();
@@ -277,6 +284,7 @@ fn target_roots() -> Result<BTreeSet<PathBuf>> {
             roots.insert(Path::new(text(target, "src_path")?).strip_prefix(&root)?.to_owned());
         }
     }
+    roots.insert("bpf/xdp/src/main.rs".into());
     for manifest in tree::files(&["toml"])? {
         let Some(directory) = manifest.parent().filter(|directory| directory.ends_with("fuzz")) else {
             continue;
