@@ -29,6 +29,7 @@ pub mod fastpath;
 pub mod sets;
 
 mod decider;
+mod encrypted;
 mod journal;
 mod keeper;
 mod links;

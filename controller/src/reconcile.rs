@@ -23,7 +23,7 @@ use crate::source::Snapshot;
 use crate::telemetry::chain;
 use figures::Figures;
 use held::{Held, remakes};
-pub use names::{Installation, NamePath, NoNames, Prepared};
+pub use names::{ARMED_MS, Installation, NamePath, NoNames, Prepared};
 pub use stored::{KernelRecord, Memory, Remembered, StoredSnapshot};
 pub use view::{Basis, DryRun, Judged, State, Tally, View};
 
@@ -145,6 +145,7 @@ impl Reconciler {
         {
             return self.failed(&error, now);
         }
+        self.arm_through_objects(snapshot.manifests().count());
         let judged = self.judge(&snapshot);
         if self.flushed {
             return;

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::clock::monotonic;
 use super::site::Site;
+use crate::reconcile::ARMED_MS;
 use crate::reconcile::worker::Job;
 use crate::telemetry::chain;
 
@@ -98,6 +99,7 @@ pub(super) async fn arm(site: Rc<Site>, port: u16) {
     let mut ticks = interval(RENEWAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut before = BTreeSet::new();
+    let mut renewed = monotonic();
     loop {
         ticks.tick().await;
         let ways = ways(health::probe(port).await);
@@ -108,10 +110,17 @@ pub(super) async fn arm(site: Rc<Site>, port: u16) {
                 .set("dns proxy", if lost || ways.is_empty() { complaint(&ways) } else { Vec::new() });
         }
         let armed_anew = ways.difference(&before).next().is_some();
+        let asked = monotonic();
         site.send(Job::Arm(ways.clone()));
-        before = ways;
-        if armed_anew {
-            // The element is in the kernel by the time the reconciler answers.
+        // The element is in the kernel by the time the reconciler answers.
+        let (done, answered) = tokio::sync::oneshot::channel();
+        if site.send(Job::Ping(done)) {
+            answered.await.ok();
+        }
+        // Whoever stops us, or keeps the reconciler busy, lets the element expire though the proxy answers as before.
+        let lapsed = monotonic().saturating_sub(renewed) >= ARMED_MS * 1_000_000;
+        (before, renewed) = (ways, asked);
+        if armed_anew || lapsed {
             forget_direct_questions(&site, port).await;
         }
     }
@@ -144,10 +153,6 @@ fn complaint(ways: &BTreeSet<(Family, Protocol)>) -> Vec<String> {
 /// The redirect is per conntrack entry: what was opened while it was disarmed would go on past the proxy
 /// (semantics.md section 6).
 async fn forget_direct_questions(site: &Rc<Site>, port: u16) {
-    let (done, answered) = tokio::sync::oneshot::channel();
-    if site.send(Job::Ping(done)) {
-        answered.await.ok();
-    }
     let installed = site.installed.borrow().clone();
     let Some(installed) = installed else { return };
     let (prefixes, own) = (installed.table.cluster_prefixes.clone(), installed.table.own_addresses.clone());

@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fw_dns::config::{Interface, Interfaces};
+use fw_dns::config::{Interface, Interfaces, Roots};
 use fw_dns::{Config, Proxy, Settings};
 use fw_names::journal::Fact;
 use fw_policy::{Dns, FastpathMode, IfName};
 use fw_ruleset::Stamp;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::sleep;
 use tracing::{error, info, warn};
@@ -25,7 +26,7 @@ use super::links::{self, Links};
 use super::programs::Programs;
 use super::sets::Sets;
 use super::site::{DataPath, Site};
-use super::{Command, Options, Wish, keeper, show};
+use super::{Command, Options, Wish, encrypted, keeper, show};
 use crate::problems::Problems;
 use crate::reconcile::worker::Job;
 use crate::reconcile::{Installation, Prepared};
@@ -36,7 +37,10 @@ use crate::telemetry::chain;
 const TRY: Duration = Duration::from_millis(1200);
 const ALL_TRIES: Duration = Duration::from_millis(2700);
 /// Between two attempts to open the proxy's port.
-const PAUSE: Duration = Duration::from_secs(2);
+pub(super) const PAUSE: Duration = Duration::from_secs(2);
+/// Where the proxy and its encrypted listeners listen; nftables keeps everybody but the inside away.
+pub(super) const ANY_ADDRESS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
 /// Runs until nobody can ask any more.
 pub(super) fn run(
@@ -85,10 +89,13 @@ struct Thread {
     installing: Option<JoinHandle<()>>,
 }
 
+/// What a proxy is to do, and the interfaces questions may come by.
+pub(super) type Wanted = (Dns, Interfaces);
+
 /// A proxy and what belongs to it; all of it ends with this.
 struct Running {
     port: u16,
-    settings: RefCell<(Dns, Interfaces)>,
+    wanted: watch::Sender<Wanted>,
     proxy: Rc<RefCell<Option<Parts>>>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -305,12 +312,12 @@ impl Thread {
         match &self.proxy {
             Some(running) if running.port == dns.port => {
                 let wanted = (dns, interfaces);
-                if *running.settings.borrow() != wanted {
+                if *running.wanted.borrow() != wanted {
                     let parts = running.proxy.borrow().as_ref().map(|parts| parts.handle.clone());
                     if let Some(handle) = parts {
                         handle.update(settings(&wanted.0, &wanted.1)).await.ok();
                     }
-                    running.settings.replace(wanted);
+                    running.wanted.send_replace(wanted);
                 }
             }
             _ => {
@@ -337,12 +344,13 @@ impl Thread {
     fn start_proxy(&self, dns: Dns, interfaces: Interfaces) -> Running {
         let port = dns.port;
         let parts = Rc::new(RefCell::new(None));
+        let (wanted, follow) = watch::channel((dns, interfaces));
         let running = Running {
             port,
-            settings: RefCell::new((dns.clone(), interfaces.clone())),
+            wanted,
             proxy: Rc::clone(&parts),
             tasks: vec![
-                spawn_local(serve(Rc::clone(&self.site), dns, interfaces, parts)),
+                spawn_local(serve(Rc::clone(&self.site), follow, parts)),
                 spawn_local(keeper::arm(Rc::clone(&self.site), port)),
             ],
         };
@@ -356,24 +364,23 @@ impl Thread {
     }
 }
 
-/// Runs the proxy; when it cannot, says so and tries again.
-async fn serve(site: Rc<Site>, dns: Dns, interfaces: Interfaces, parts: Rc<RefCell<Option<Parts>>>) {
-    let config = Config {
-        port: dns.port,
-        addresses: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
-        settings: settings(&dns, &interfaces),
-    };
+/// Runs the proxy, and what goes with it; when it cannot, says so and tries again.
+async fn serve(site: Rc<Site>, wanted: watch::Receiver<Wanted>, parts: Rc<RefCell<Option<Parts>>>) {
     loop {
+        let (dns, interfaces) = wanted.borrow().clone();
+        let settings = settings(&dns, &interfaces);
+        let config = Config { port: dns.port, addresses: ANY_ADDRESS.into(), settings };
         let ended = match Proxy::bind(&config) {
             Ok(proxy) => {
                 site.problems.clear("dns proxy port");
                 let handle = proxy.handle();
                 *parts.borrow_mut() = Some(Parts { handle: handle.clone(), metrics: proxy.metrics() });
-                let refresher = spawn_local(keeper::refresh(Rc::clone(&site), handle));
                 let decider = Rc::new(Decider::new(Rc::clone(&site)));
-                let result = proxy.run(decider, Rc::new(Redirected::new())).await;
-                refresher.abort();
-                result
+                tokio::select! {
+                    result = proxy.run(decider, Rc::new(Redirected::new())) => result,
+                    () = keeper::refresh(Rc::clone(&site), handle.clone()) => Ok(()),
+                    () = encrypted::keep(Rc::clone(&site), wanted.clone(), handle) => Ok(()),
+                }
             }
             Err(error) => Err(error),
         };
@@ -387,9 +394,10 @@ async fn serve(site: Rc<Site>, dns: Dns, interfaces: Interfaces, parts: Rc<RefCe
     }
 }
 
-fn settings(dns: &Dns, interfaces: &Interfaces) -> Settings {
+pub(super) fn settings(dns: &Dns, interfaces: &Interfaces) -> Settings {
     Settings {
         upstreams: dns.upstreams.clone(),
+        roots: dns.ca_file.clone().map_or(Roots::System, Roots::File),
         interfaces: Some(interfaces.clone()),
         try_timeout: TRY,
         timeout: ALL_TRIES,
