@@ -14,6 +14,8 @@ pub(super) type NameId = u32;
 
 /// So long before its end an address is looked at: is it in use?
 pub(super) const AHEAD: Nanos = 5_000_000_000;
+/// And so long before its end once more: somebody may have connected since, or it never had [`AHEAD`] left.
+const SHORTLY: Nanos = 500_000_000;
 
 /// A name that selectors match and that has addresses.
 #[derive(Clone, Debug)]
@@ -90,7 +92,8 @@ pub(super) struct Store {
     vacant: BTreeSet<NameId>,
     pub(super) by_name: BTreeMap<Name, NameId>,
     pub(super) addresses: BTreeMap<IpAddr, AddressRecord>,
-    /// When to look at which fact: [`AHEAD`] of its end, then at its end; or earlier, if it was renewed since.
+    /// When to look at which fact: [`AHEAD`] of its end, [`SHORTLY`] before it, then at its end; or earlier, if it was
+    /// renewed since.
     pub(super) checks: BTreeSet<(Nanos, NameId, IpAddr)>,
     pub(super) refresh: BTreeSet<(Nanos, NameId)>,
     /// Addresses with more ends than an allow has steps, and when their first step is over.
@@ -317,6 +320,6 @@ impl NameRecord {
 }
 
 fn check_time(until: Nanos, now: Nanos) -> Nanos {
-    let ahead = until.saturating_sub(AHEAD);
-    if ahead > now { ahead } else { until }
+    let before = [AHEAD, SHORTLY].map(|ahead| until.saturating_sub(ahead));
+    before.into_iter().find(|at| *at > now).unwrap_or(until)
 }
