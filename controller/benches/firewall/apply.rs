@@ -6,10 +6,10 @@ use anyhow::{Context as _, Result, bail};
 use fw_nft::{Kernel, NetlinkKernel};
 use fw_policy::PolicySet;
 use fw_ruleset::{Counts, DEFAULT_CELL_LIMIT, Ruleset, compile, plan};
+use fw_testkit::figures::{Goal, ROUNDS, Table};
 use fw_testkit::{Netns, nft};
 
 use crate::policies;
-use crate::table::{Goal, ROUNDS, Table};
 
 /// Issue: 2,000 policies of four peers each.
 const POLICIES: u32 = 2000;

@@ -8,13 +8,13 @@ use anyhow::Result;
 use fw_nft::{Kernel, NetlinkKernel};
 use fw_policy::{Block, Peers, Policy, PolicySet, PortRange, Ports, Protocol, Rule};
 use fw_ruleset::{Counts, DEFAULT_CELL_LIMIT, compile, plan};
+use fw_testkit::figures::{Goal, ROUNDS, Table};
 use fw_testkit::nft;
 use fw_testkit::topology::Lab;
 use fw_testkit::traffic::server::{Server, Service};
 use fw_testkit::traffic::{conntrack, meter};
 
 use crate::policies;
-use crate::table::{Goal, ROUNDS, Table};
 
 const PORT: u16 = 7777;
 /// What is compared takes turns in short slices, so that a neighbour's load meets all alike.

@@ -7,16 +7,15 @@
 mod apply;
 mod connections;
 mod policies;
-mod table;
 
 use std::process::ExitCode;
 
-use table::Table;
+use fw_testkit::figures::Table;
 
 fn main() -> anyhow::Result<ExitCode> {
     let mut table = Table::new();
     apply::measure(&mut table)?;
     connections::measure(&mut table)?;
-    table.print();
+    println!("{}", table.text());
     Ok(if table.all_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -10,6 +10,7 @@
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
 //! * [`dns`]: authoritative servers, resolvers, a scripted server and clients.
 //! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
+//! * [`figures`]: the table that benchmarks print.
 //! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
 
 #![allow(
@@ -19,6 +20,7 @@
 
 mod cleanup;
 pub mod dns;
+pub mod figures;
 pub mod r#gen;
 mod netns;
 pub mod nft;

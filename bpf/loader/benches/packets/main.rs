@@ -2,8 +2,6 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints its table")]
 
-mod table;
-
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +12,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use fw_bpf::{Datapath, Options, Program, Sizes};
 use fw_bpf_common::{Allow, Cell, Config, Step, TCP, flag};
 
-use table::{Goal, ROUNDS, Table};
+use fw_testkit::figures::{Goal, ROUNDS, Table};
 
 /// Runs of one measurement: some tens of milliseconds.
 const REPEAT: u32 = 500_000;
@@ -35,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let result = measure(&mut datapath);
     datapath.unload()?;
     let table = result?;
-    table.print();
+    println!("{}", table.text());
     if !table.all_met() {
         std::process::exit(1);
     }

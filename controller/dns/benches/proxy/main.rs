@@ -9,14 +9,11 @@
 
 mod forwarders;
 mod load;
-mod table;
 
 use std::process::ExitCode;
 
-use crate::table::{Goal, Table};
+use fw_testkit::figures::{Goal, ROUNDS, Table};
 
-/// Rounds of every measurement; ours and the references alternate.
-const ROUNDS: usize = 7;
 /// Questions a round.
 const QUESTIONS: u32 = 20_000;
 
@@ -34,11 +31,16 @@ fn main() -> ExitCode {
             dnsmasq.extend(forwarders::dnsmasq(upstream.address, measure).map(|rate| (ours, rate)));
             println!("window {window}, round {}: ours {ours:.0}/s, bare {plain:.0}/s", round + 1);
         }
-        let at_least = Goal::AtLeast(0.8);
-        table.add(&format!("thousand/s of a core, bare forwarder, window {window}"), &bare, Some(at_least));
-        table.add(&format!("thousand/s of a core, unbound, window {window}"), &unbound, None);
-        table.add(&format!("thousand/s of a core, dnsmasq, window {window}"), &dnsmasq, None);
+        for (other, pairs, goal) in [
+            ("bare forwarder", bare, Goal::AtLeast(0.8)),
+            ("unbound", unbound, Goal::None),
+            ("dnsmasq", dnsmasq, Goal::None),
+        ] {
+            let thousands: Vec<_> =
+                pairs.iter().map(|(ours, other)| (ours / 1000.0, other / 1000.0)).collect();
+            table.add(&format!("thousand/s of a core, {other}, window {window}"), &thousands, goal);
+        }
     }
-    table.print();
+    println!("{}", table.text());
     if table.all_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -142,6 +142,6 @@ impl Drop for Flooding {
     }
 }
 
-fn thread_time() -> Result<Duration> {
+pub(crate) fn thread_time() -> Result<Duration> {
     Ok(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)?.into())
 }

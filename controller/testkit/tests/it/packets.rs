@@ -9,6 +9,7 @@ use fw_testkit::topology::{Lab, LabSpec};
 use fw_testkit::traffic::conntrack;
 use fw_testkit::traffic::craft::{Body, Crafted, Tag, flags, recognise};
 use fw_testkit::traffic::inject::Injector;
+use fw_testkit::traffic::live::{Live, Then};
 use fw_testkit::traffic::range::{Range, Shot};
 
 fn ip(text: &str) -> IpAddr {
@@ -261,4 +262,21 @@ fn thousands_of_packets_through_an_open_firewall_all_arrive_once() {
         .collect();
     let fates = range.fire(&shots).unwrap();
     assert!(fates.iter().all(|arrivals| arrivals.len() == 1));
+}
+
+#[test]
+fn live_frames_reach_the_stack_whole_each_time_or_not_at_all() {
+    const FRAMES: u64 = 20_000;
+    let lab = Lab::standard("live").unwrap();
+    // What arrived with another TTL would have been forwarded before.
+    load_forward(&lab, &["ip ttl 63 counter comment \"fresh\"", "counter drop comment \"all\""]);
+    let packet = Crafted::syn(at("10.0.16.9:1000"), at("192.0.2.1:80"));
+    let send = |then| {
+        let live = Live::new(&lab.firewall, lab.cluster(), &packet, then).unwrap();
+        lab.firewall.run(|| live.send(FRAMES)).unwrap().unwrap();
+        let counters = nft::counters(&lab.firewall).unwrap();
+        (counters.comment("fresh"), counters.comment("all"))
+    };
+    assert_eq!(send(Then::Drop), (0, 0));
+    assert_eq!(send(Then::Pass), (FRAMES, FRAMES));
 }

@@ -1,0 +1,38 @@
+//! `make bench`, names: what the data path costs and spares, ours beside a reference, interleaved in one run; exits 1
+//! when a ratio misses its goal. Needs root.
+//!
+//! The real binary runs in the firewall of a lab, one for each mode, beside a firewall that `nft` loaded. All of them
+//! share two cores with clients, servers and resolvers, so only ratios of figures from the same round mean something.
+
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
+
+mod answers;
+mod entries;
+mod field;
+mod flood;
+mod throughput;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use fw_testkit::figures::Table;
+
+use field::{Field, Plain};
+
+fn main() -> Result<ExitCode> {
+    // cargo test runs benches too, with this argument missing.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    entries::measure(&mut table)?;
+    let [off, generic, tcx] = ["off", "generic", "tcx"].map(Field::start);
+    let (off, generic, tcx, plain) = (off?, generic?, tcx?, Plain::start()?);
+    flood::cost(&mut table, &off, &generic, &tcx)?;
+    flood::goodput(&mut table, &off, &generic, &tcx)?;
+    throughput::bytes(&mut table, &tcx, &plain)?;
+    throughput::connections(&mut table, &tcx, &plain)?;
+    answers::measure(&mut table, &tcx, &plain)?;
+    println!("{}", table.text());
+    Ok(if table.all_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,75 @@
+//! What is allowed by name, in mode tcx: bytes beside a plain set of nftables, connections beside a static rule.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use fw_testkit::figures::{Goal, ROUNDS, Table};
+use fw_testkit::topology::Lab;
+use fw_testkit::traffic::server::{Server, Service};
+use fw_testkit::traffic::{conntrack, meter};
+
+use crate::field::{CLOSE, Field, Plain, SINK, SOURCE, cluster, named};
+
+const WARM_UP: Duration = Duration::from_millis(100);
+const SLICE: Duration = Duration::from_millis(300);
+/// What is compared takes turns in short slices, so that a neighbour's load meets all alike.
+const SLICES: usize = 5;
+const CONNECTING: Duration = Duration::from_millis(100);
+
+/// Megabytes a second of one connection.
+pub(crate) fn bytes(table: &mut Table, tcx: &Field, plain: &Plain) -> Result<()> {
+    tcx.learn()?;
+    let ends = [&tcx.lab, &plain.lab].map(|lab| -> Result<_> {
+        let ns = &lab.internet().ns;
+        let sink = Server::tcp(ns, &[named(SINK)], Service::Sink)?;
+        Ok((cluster(lab), sink, Server::tcp(ns, &[named(SOURCE)], Service::Source)?))
+    });
+    let ends = ends.into_iter().collect::<Result<Vec<_>>>()?;
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let mut rates = Vec::new();
+        for (ns, sink, _) in &ends {
+            rates.push(meter::upload(ns, None, sink, named(SINK), WARM_UP, SLICE)?.per_second() / 1e6);
+        }
+        for (ns, ..) in &ends {
+            rates.push(meter::download(ns, None, named(SOURCE), WARM_UP, SLICE)?.per_second() / 1e6);
+        }
+        eprintln!(
+            "allowed, round {round}: up {:.0}, plain {:.0}; down {:.0}, plain {:.0} MB/s",
+            rates[0], rates[1], rates[2], rates[3]
+        );
+        up.push((rates[0], rates[1]));
+        down.push((rates[2], rates[3]));
+    }
+    table.add("MB/s up by name, TCX / plain nftables set", &up, Goal::AtLeast(0.85));
+    table.add("MB/s down by name, TCX / plain nftables set", &down, Goal::AtLeast(0.85));
+    Ok(())
+}
+
+/// New connections a second, one after the other.
+pub(crate) fn connections(table: &mut Table, tcx: &Field, plain: &Plain) -> Result<()> {
+    let by_rule = |lab: &Lab| SocketAddr::new(lab.internet().v4(), CLOSE);
+    let serve = |lab: &Lab| Server::tcp(&lab.internet().ns, &[named(CLOSE), by_rule(lab)], Service::Close);
+    let _servers = [serve(&tcx.lab)?, serve(&plain.lab)?];
+    tcx.learn()?;
+    let (mut beside_rule, mut beside_set) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        let contenders =
+            [(&tcx.lab, named(CLOSE)), (&tcx.lab, by_rule(&tcx.lab)), (&plain.lab, named(CLOSE))];
+        let mut sums = [0.0; 3];
+        for _ in 0..SLICES {
+            for (sum, (lab, to)) in sums.iter_mut().zip(contenders) {
+                *sum += meter::connections(cluster(lab), None, to, CONNECTING, 1)?.per_second();
+                conntrack::flush(&lab.firewall)?;
+            }
+        }
+        let [name, rule, set] = sums.map(|sum| sum / 5.0);
+        eprintln!("connections, round {round}: {name:.0}/s by name, {rule:.0}/s by rule, {set:.0}/s by set");
+        beside_rule.push((name, rule));
+        beside_set.push((name, set));
+    }
+    table.add("connections/s by name, TCX / by static rule", &beside_rule, Goal::AtLeast(0.9));
+    table.add("connections/s by name, TCX / plain nftables set", &beside_set, Goal::AtLeast(0.8));
+    Ok(())
+}
