@@ -60,6 +60,7 @@ impl Programs {
             }
             Err(why) => {
                 warn!("eBPF is not used: {why}");
+                let why = brief(&why);
                 self.unavailable = Some(why.clone());
                 Err(why)
             }
@@ -261,6 +262,17 @@ impl Open {
         }
         Ok(())
     }
+}
+
+/// For the status: the verifier's words may be thousands of lines, of which the log has all.
+fn brief(why: &str) -> String {
+    const LONGEST: usize = 200;
+    let line = why.lines().next().unwrap_or_default();
+    let cut: String = line.chars().take(LONGEST).collect();
+    if cut.len() == why.len() {
+        return cut;
+    }
+    format!("{cut} … (the log has the rest; does the service have CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN?)")
 }
 
 /// As metrics and the status call it.
