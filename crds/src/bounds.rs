@@ -27,6 +27,8 @@ pub const MAX_REGEX: usize = 1_024;
 pub const MAX_REGEXES: usize = 256;
 /// Upstream resolvers of the DNS proxy.
 pub const MAX_UPSTREAMS: usize = 16;
+/// Bytes of the path of a file: the kernel's PATH_MAX (linux/limits.h) without the end.
+pub const MAX_PATH: usize = 4_095;
 /// Interfaces with a fastpath mode of their own.
 pub const MAX_FASTPATH_INTERFACES: usize = 256;
 /// Seconds of a TTL clamp or of the grace period: a week.

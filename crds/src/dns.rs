@@ -13,7 +13,7 @@ use crate::schema;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DnsSpec {
-    /// When DNS from the cluster is redirected to the proxy. Default withNames.
+    /// When DNS from the cluster is redirected to the proxy. Default withNames; with tls it always is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intercept: Option<InterceptSpec>,
     /// What becomes of questions for names that no policy allows. Default answer; answers to them open nothing.
@@ -37,6 +37,15 @@ pub struct DnsSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_UPSTREAMS))]
     pub upstreams: Option<Vec<UpstreamSpec>>,
+    /// PEM file on the machine with the authorities that may certify upstreams with a tlsName. Missing: those the
+    /// system trusts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::path")]
+    pub ca_file: Option<String>,
+    /// Lets the cluster ask the proxy at the machine's own addresses over TLS and HTTPS, as CoreDNS can forward. It
+    /// names no resolver then: write upstreams too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<DnsTlsSpec>,
     /// Seconds: a shorter TTL counts as this. Default 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_SECONDS))]
@@ -71,6 +80,26 @@ pub enum InterceptSpec {
     WithNames,
     /// Always.
     Always,
+}
+
+/// DNS over TLS and HTTPS in front of the proxy, open to the cluster and to the machine itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsTlsSpec {
+    /// PEM file on the machine with the certificate and those between it and the root. Read again when it changes.
+    #[schemars(schema_with = "schema::path")]
+    pub certificate_file: String,
+    /// PEM file on the machine with its private key. Read again when it changes.
+    #[schemars(schema_with = "schema::path")]
+    pub key_file: String,
+    /// TCP port of DNS over TLS; 0: not served. Default 853.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub dot_port: Option<i32>,
+    /// TCP port of DNS over HTTPS (HTTP/2, path /dns-query), such as 8443; 0: not served. Default 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub doh_port: Option<i32>,
 }
 
 /// What becomes of questions for names that no policy allows.

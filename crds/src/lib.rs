@@ -17,11 +17,11 @@ use serde_json::{Value, json};
 
 pub use bounds::{
     MAX_ADDRESSES, MAX_ADDRESSES_PER_NAME, MAX_EXCEPTS, MAX_FASTPATH_INTERFACES, MAX_LOG_RATE, MAX_NAMES,
-    MAX_NETWORKS, MAX_PEERS, MAX_PORTS, MAX_PREFIXES, MAX_REGEX, MAX_REGEXES, MAX_RULES, MAX_SECONDS,
-    MAX_SELECTORS, MAX_SSH_PORTS, MAX_UPSTREAMS,
+    MAX_NETWORKS, MAX_PATH, MAX_PEERS, MAX_PORTS, MAX_PREFIXES, MAX_REGEX, MAX_REGEXES, MAX_RULES,
+    MAX_SECONDS, MAX_SELECTORS, MAX_SSH_PORTS, MAX_UPSTREAMS,
 };
 pub use dns::{
-    DnsFallbackSpec, DnsSpec, EncryptedSpec, FastpathInterface, FastpathModeSpec, FastpathSpec,
+    DnsFallbackSpec, DnsSpec, DnsTlsSpec, EncryptedSpec, FastpathInterface, FastpathModeSpec, FastpathSpec,
     InterceptSpec, OtherNamesSpec, UpstreamSpec,
 };
 pub use firewall::{

@@ -2,6 +2,8 @@
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use crate::bounds::MAX_PATH;
+
 /// A CIDR prefix. The API server checks `format: cidr` with the parser the old product used; unlike a CEL rule it
 /// costs nothing of the CEL budget, however long the lists are.
 pub(crate) fn cidr(_: &mut SchemaGenerator) -> Schema {
@@ -20,6 +22,11 @@ const MAX_CIDR: usize = 49;
 /// An address. Only the characters are checked here.
 pub(crate) fn address(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^[0-9a-fA-F:.]+$", "maxLength": 45 })
+}
+
+/// The absolute path of a file.
+pub(crate) fn path(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^/", "maxLength": MAX_PATH })
 }
 
 /// A list of at most `MAX` addresses. Only the characters are checked here.

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,6 +21,8 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 use tokio::sync::oneshot;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
+use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ServerConfig, crypto::ring};
 
 use crate::handle::{Handle, Order};
@@ -77,6 +79,7 @@ pub struct Encrypted {
     tls: Vec<TcpListener>,
     https: Vec<TcpListener>,
     config: ServerConfig,
+    papers: Papers,
 }
 
 impl Encrypted {
@@ -85,10 +88,16 @@ impl Encrypted {
     /// # Errors
     /// See [`EncryptedError`].
     pub fn bind(config: &EncryptedConfig) -> Result<Self, EncryptedError> {
-        let server = server_config(&config.certificate, &config.key)?;
+        let papers = Papers::read(&config.certificate, &config.key)?;
+        let server = server_config(&papers)?;
         let listen =
             |port: Option<u16>| port.map_or(Ok(Vec::new()), |port| listeners(&config.addresses, port));
-        Ok(Self { tls: listen(config.tls_port)?, https: listen(config.https_port)?, config: server })
+        Ok(Self { tls: listen(config.tls_port)?, https: listen(config.https_port)?, config: server, papers })
+    }
+
+    /// The certificate clients are shown, to be replaced while it is served.
+    pub fn papers(&self) -> Papers {
+        self.papers.clone()
     }
 
     /// Where DNS over TLS is served.
@@ -130,15 +139,48 @@ fn listeners(addresses: &[IpAddr], port: u16) -> Result<Vec<TcpListener>, Encryp
     addresses.iter().map(listen).collect()
 }
 
-fn server_config(certificate: &Path, key: &Path) -> Result<ServerConfig, EncryptedError> {
+fn server_config(papers: &Papers) -> Result<ServerConfig, EncryptedError> {
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(EncryptedError::Certificate)?;
+    Ok(builder.with_no_client_auth().with_cert_resolver(Arc::new(papers.clone())))
+}
+
+/// The certificate and the key in use; all clones are the same.
+#[derive(Clone, Debug)]
+pub struct Papers(Arc<RwLock<Arc<CertifiedKey>>>);
+
+impl Papers {
+    fn read(certificate: &Path, key: &Path) -> Result<Self, EncryptedError> {
+        Ok(Self(Arc::new(RwLock::new(certified_key(certificate, key)?))))
+    }
+
+    /// Reads certificate and key again; handshakes from now on use them, connections that stand go on.
+    ///
+    /// # Errors
+    /// See [`EncryptedError`]; those in use stay.
+    pub fn replace(&self, certificate: &Path, key: &Path) -> Result<(), EncryptedError> {
+        let new = certified_key(certificate, key)?;
+        // Nothing can panic while it is held.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Papers {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+fn certified_key(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, EncryptedError> {
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
         .map_err(|source| EncryptedError::Pem { path: certificate.to_owned(), source })?;
     let private = PrivateKeyDer::from_pem_file(key)
         .map_err(|source| EncryptedError::Pem { path: key.to_owned(), source })?;
-    ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, private))
+    CertifiedKey::from_der(chain, private, &ring::default_provider())
+        .map(Arc::new)
         .map_err(EncryptedError::Certificate)
 }
 

@@ -15,7 +15,9 @@ use crate::selectors::dns_name;
 use crate::text::quoted;
 use crate::values::{read_bounded, read_choice, read_choice_or};
 
-const KEYS: [&str; 13] = [
+mod tls;
+
+const KEYS: [&str; 15] = [
     "intercept",
     "otherNames",
     "dot",
@@ -23,6 +25,8 @@ const KEYS: [&str; 13] = [
     "dohEndpoints",
     "privatePrefixes",
     "upstreams",
+    "caFile",
+    "tls",
     "ttlMin",
     "ttlMax",
     "grace",
@@ -56,10 +60,14 @@ pub(crate) fn read_dns(spec: &Field<'_>, egress: &Limit, facts: &HostFacts, repo
     ];
     let (ttl_min, ttl_max) = read_clamps(&field, &default, report);
     let names = |key: &str, report: &mut Report| read_bounded(&field.get(key), 1, fw_crds::MAX_NAMES, report);
+    let port = read_proxy_port(&spec.get("dnsPort"), default.port, facts, report);
+    let upstreams = read_upstreams(spec, &field, report);
     Dns {
         intercept: read_choice(&field.get("intercept"), &intercepts, report).unwrap_or_default(),
-        port: read_proxy_port(&spec.get("dnsPort"), default.port, facts, report),
-        upstreams: read_upstreams(spec, &field, report),
+        port,
+        tls: tls::read_tls(&field.get("tls"), port, !upstreams.is_empty(), facts, report),
+        upstreams,
+        ca_file: tls::read_ca_file(&field.get("caFile"), report),
         other_names: read_choice(&field.get("otherNames"), &other_names, report).unwrap_or_default(),
         fallback: read_fallback(&spec.get("dnsFallback"), report),
         dot: read_encrypted(&field.get("dot"), report),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
@@ -16,6 +17,10 @@ pub struct Dns {
     pub port: u16,
     /// Whom the proxy asks, in order. Empty: the resolver the client asked.
     pub upstreams: Vec<Upstream>,
+    /// PEM file with those who may certify upstreams that speak TLS. `None`: whom the system trusts.
+    pub ca_file: Option<PathBuf>,
+    /// How the cluster can ask the proxy itself over TLS and HTTPS.
+    pub tls: Option<DnsTls>,
     /// What becomes of questions for names that no policy allows.
     pub other_names: OtherNames,
     /// While the proxy does not answer: whether DNS to [`Dns::fallback_resolvers`] passes.
@@ -50,6 +55,8 @@ impl Default for Dns {
             intercept: Intercept::default(),
             port: 5353,
             upstreams: Vec::new(),
+            ca_file: None,
+            tls: None,
             other_names: OtherNames::default(),
             fallback: true,
             dot: Encrypted::default(),
@@ -88,6 +95,11 @@ impl Dns {
 }
 
 impl Dns {
+    /// TCP ports on which the cluster can ask the proxy over TLS and HTTPS; they differ from [`Dns::port`].
+    pub fn tls_ports(&self) -> BTreeSet<u16> {
+        self.tls.iter().flat_map(|tls| [tls.dot_port, tls.doh_port]).flatten().collect()
+    }
+
     /// What the Firewall says of packets to encrypted resolvers: [`Encrypted::Policy`] for all others.
     pub fn encrypted(&self, destination: IpAddr, port: u16) -> Encrypted {
         match port {
@@ -122,6 +134,19 @@ pub struct Upstream {
     pub address: SocketAddr,
     /// The name its certificate must have; then DNS over TLS is spoken.
     pub tls_name: Option<String>,
+}
+
+/// Listeners for DNS over TLS (RFC 7858) and over HTTPS (RFC 8484) in front of the proxy. At least one port is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsTls {
+    /// PEM file with the certificate and those between it and the root.
+    pub certificate: PathBuf,
+    /// PEM file with its private key.
+    pub key: PathBuf,
+    /// TCP port of DNS over TLS. `None`: not served.
+    pub dot_port: Option<u16>,
+    /// TCP port of DNS over HTTPS. `None`: not served.
+    pub doh_port: Option<u16>,
 }
 
 /// What becomes of questions for names that no policy allows.

@@ -56,9 +56,11 @@ impl PolicySet {
         rules.any(|rule| matches!(&rule.peers, Peers::Names(_)))
     }
 
-    /// True when DNS from inside is to be redirected to the proxy.
+    /// True when DNS from inside is to be redirected to the proxy. It always is where the proxy is asked over TLS: the
+    /// cluster's DNS must not end with the last policy that has names.
     pub fn intercepts_dns(&self) -> bool {
-        self.has_names() || self.firewall.dns.intercept == crate::Intercept::Always
+        let dns = &self.firewall.dns;
+        self.has_names() || dns.intercept == crate::Intercept::Always || dns.tls.is_some()
     }
 }
 

@@ -15,7 +15,8 @@ mod packet;
 
 pub use decide::{Decision, DropReason, Why};
 pub use dns::{
-    DNS_PORT, DOH_PORT, DOT_PORT, Dns, Encrypted, Fastpath, FastpathMode, Intercept, OtherNames, Upstream,
+    DNS_PORT, DOH_PORT, DOT_PORT, Dns, DnsTls, Encrypted, Fastpath, FastpathMode, Intercept, OtherNames,
+    Upstream,
 };
 pub use fqdn::{Learned, NameEntry};
 pub use model::{

@@ -1,4 +1,5 @@
 //! Names: real DNS servers, the real binary, real packets, in every mode of the data path.
 
 mod basics;
+mod encrypted;
 mod field;

@@ -97,6 +97,12 @@ fn dns_lines(out: &mut String, dns: &Dns, standard: &Dns) {
         None => upstream.address.to_string(),
     };
     line(out, "dns upstreams", dns.upstreams.is_empty(), &join(dns.upstreams.iter().map(upstream)));
+    line(out, "dns ca file", dns.ca_file.is_none(), &format!("{:?}", dns.ca_file));
+    if let Some(tls) = &dns.tls {
+        let files = format!("{} and {}", tls.certificate.display(), tls.key.display());
+        let (dot, doh) = (tls.dot_port, tls.doh_port);
+        writeln!(out, "  dns by tls at {dot:?}, by https at {doh:?}, with {files}").unwrap();
+    }
     changed(out, "dns other names", &dns.other_names, &standard.other_names);
     changed(out, "dns fallback", &dns.fallback, &standard.fallback);
     changed(out, "dns over tls", &dns.dot, &standard.dot);

@@ -5,7 +5,7 @@
 //! chain dns_timeout  { iifname @inside … meta l4proto @dns_armed udp dport 53 ct timeout set "dns" }   # prerouting
 //! chain dns_redirect { iifname @inside … meta l4proto @dns_armed udp dport 53 goto dns_redirect-udp }  # prerouting
 //! chain dns_redirect-udp { meta l4proto 17 counter redirect to :5353 comment "dnat to dns proxy udp" }
-//! chain dns_guard { udp dport 5353 jump dns_guarded }                                                  # input
+//! chain dns_guard { udp dport 5353 jump dns_guarded tcp dport 853 jump dns_guarded }                   # input
 //! ```
 //! The sets `dns_armed` and `dns_armed6` hold a protocol for as long as the proxy answers on it: user space renews
 //! the element, and its timeout disarms the redirection when user space is gone.
@@ -109,11 +109,15 @@ fn armed(family: Family, protocol: Protocol) -> Vec<Statement> {
     ]
 }
 
-/// The proxy's port, closed to everybody but the cluster and the box itself; and what host protection lets in.
+/// The proxy's ports, also those for TLS, closed to everybody but the cluster and the box itself; and what host protection lets in.
 fn add_input(ruleset: &mut Ruleset, dns: &Dns) {
-    let jumps = Protocol::ALL.map(|protocol| rule([to_port(protocol, dns.port), jump(GUARDED)]));
+    let encrypted = dns.tls_ports();
+    let ports = Protocol::ALL.map(|protocol| (protocol, dns.port)).into_iter();
+    let ports = ports.chain(encrypted.iter().map(|port| (Protocol::Tcp, *port)));
+    let jumps: Vec<Rule> =
+        ports.map(|(protocol, port)| rule([to_port(protocol, port), jump(GUARDED)])).collect();
     // Before the chain `input` of host protection (0).
-    add_base(ruleset, "dns_guard", ChainKind::Filter, HookPoint::Input, -1, jumps.into());
+    add_base(ruleset, "dns_guard", ChainKind::Filter, HookPoint::Input, -1, jumps);
     let back = || Statement::Verdict(Verdict::Return);
     let mut rules = vec![rule([state(ConntrackState::Established), back()])];
     let lo = "lo".parse().map(Value::IfName);
@@ -123,11 +127,14 @@ fn add_input(ruleset: &mut Ruleset, dns: &Dns) {
     let body = [named("drop_dns_proxy"), Statement::Counter, Statement::Verdict(Verdict::Drop)];
     rules.push(commented(body, "drop dns to the proxy from elsewhere"));
     ruleset.chains.insert(GUARDED.to_owned(), chain(rules));
-    let accepted = Protocol::ALL.map(|protocol| {
-        let body = [to_port(protocol, dns.port), Statement::Counter, accept()];
-        commented(body, &format!("accept intercepted traffic for dns cache {protocol}"))
-    });
-    ruleset.chains.insert(INPUT.to_owned(), chain(accepted.into()));
+    let accepted = |protocol, port, what: &str| {
+        let body = [to_port(protocol, port), Statement::Counter, accept()];
+        commented(body, &format!("accept {what} traffic for dns cache {protocol}"))
+    };
+    let mut rules: Vec<Rule> =
+        Protocol::ALL.map(|protocol| accepted(protocol, dns.port, "intercepted")).into();
+    rules.extend(encrypted.iter().map(|port| accepted(Protocol::Tcp, *port, "encrypted")));
+    ruleset.chains.insert(INPUT.to_owned(), chain(rules));
 }
 
 /// A packet to port 53 that reaches `egress` was not redirected.
