@@ -56,7 +56,7 @@ fn the_redirect_is_armed_at_every_moment_while_the_proxy_answers() -> Result<()>
         let mut listings = 0_u32;
         while began.elapsed() < Duration::from_secs(10) * soak_factor() {
             // Commits go on meanwhile; the writer that renews is busy with them.
-            if listings % 8 == 0 {
+            if listings.is_multiple_of(8) {
                 names
                     .write("", &[http("web"), to_names(&format!("web{listings}"), "{matchName: a.test}")])?;
             }
