@@ -1,5 +1,18 @@
 //! Names: real DNS servers, the real binary, real packets, in every mode of the data path.
 
+mod answers;
 mod basics;
+mod corpus;
 mod encrypted;
 mod field;
+mod interception;
+mod kills;
+mod knocker;
+mod oracle;
+mod refusals;
+mod removal;
+mod restart;
+mod rotation;
+mod spoofing;
+mod steps;
+mod storm;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use fw_testkit::dns::wire::kind;
-use fw_testkit::dns::{Answer, Client, Query};
-use fw_testkit::topology::{Lab, LabSpec, RESOLVER_ADDRESSES};
+use fw_testkit::dns::{Answer, Client, Query, Scripted};
+use fw_testkit::topology::{Lab, LabSpec, RESOLVER_ADDRESSES, SCRIPTED_ADDRESSES};
 use fw_testkit::traffic::any::AnyServer;
 use fw_testkit::traffic::probe;
 use serde_json::Value;
@@ -103,6 +103,18 @@ impl Names {
             };
             Ok(armed("dns_armed")? == 2 && armed("dns_armed6")? == 2)
         })
+    }
+
+    /// A server of the zone `scripted.test`, by which the lab's resolvers and [`Names::ask_script`] get their answers.
+    pub(crate) fn script(&self) -> Result<Scripted> {
+        let addresses: Vec<IpAddr> =
+            SCRIPTED_ADDRESSES.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        Scripted::at(&self.lab.internet().ns, &addresses)
+    }
+
+    /// Asks the scripted server from the cluster, by way of the proxy: no resolver's cache is between.
+    pub(crate) fn ask_script(&self, name: &str, kind: u16) -> Result<Answer> {
+        self.ask_at(SCRIPTED_ADDRESSES[0].parse()?, &Query::new(rand_id(name), name, kind)?)
     }
 
     /// Asks the lab's resolver from the cluster, over IPv4 and UDP.
