@@ -27,7 +27,7 @@ mod world;
 pub use edits::{Edit, edit};
 pub use manifests::{firewall_manifest, manifests, policy_file_name, policy_manifest, service_manifest};
 pub use mix::Mix;
-pub use names::{Answers, add_names};
+pub use names::{Answers, add_names, names_policy, selectors_of};
 pub use packets::{packets, packets_with};
 pub use policies::{policy, policy_set, service};
 pub use rng::{Rng, seed};

@@ -28,23 +28,36 @@ pub struct Answers {
 /// The addresses are outside ones near generated blocks, so that static rules hold some of them as well.
 pub fn add_names(rng: &mut Rng, world: &World, set: &mut PolicySet, policies: usize) -> Result<Answers> {
     for number in 0..policies {
-        let mut egress = Vec::new();
-        for index in 0..=rng.below(2) {
-            let selectors: BTreeSet<FqdnSelector> = (0..=rng.below(3)).map(|_| selector(rng)).collect();
-            egress.push(Rule {
-                index,
-                peers: Peers::Names(selectors.into_iter().collect()),
-                ports: ports(rng),
-            });
-        }
-        if rng.percent(30) {
-            let static_rules = crate::r#gen::policy(rng, world)?.egress;
-            let more = static_rules.into_iter().zip(egress.len()..);
-            egress.extend(more.map(|(rule, index)| Rule { index, ..rule }).collect::<Vec<_>>());
-        }
-        set.policies.insert(format!("names-{number}"), Policy { ingress: Vec::new(), egress });
+        set.policies.insert(format!("names-{number}"), names_policy(rng, world)?);
     }
     answers(rng, world, set)
+}
+
+/// One policy whose egress is by name, and now and then by prefix too.
+pub fn names_policy(rng: &mut Rng, world: &World) -> Result<Policy> {
+    let mut egress = Vec::new();
+    for index in 0..=rng.below(2) {
+        let selectors: BTreeSet<FqdnSelector> = (0..=rng.below(3)).map(|_| selector(rng)).collect();
+        let peers = Peers::Names(selectors.into_iter().collect());
+        egress.push(Rule { index, peers, ports: ports(rng) });
+    }
+    if rng.percent(30) {
+        let static_rules = crate::r#gen::policy(rng, world)?.egress;
+        let more = static_rules.into_iter().zip(egress.len()..);
+        egress.extend(more.map(|(rule, index)| Rule { index, ..rule }).collect::<Vec<_>>());
+    }
+    Ok(Policy { ingress: Vec::new(), egress })
+}
+
+/// The selectors of a set's policies that hold one of the made-up names. Simple on purpose: it knows only the forms
+/// that are generated here.
+pub fn selectors_of(set: &PolicySet, name: &str) -> BTreeSet<FqdnSelector> {
+    let place = (0..HOSTS).flat_map(|host| (0..ZONES).map(move |zone| (host, zone)));
+    let Some((host, zone)) = place.into_iter().find(|(host, zone)| self::name(*host, *zone) == name) else {
+        return BTreeSet::new();
+    };
+    let selectors = set.name_entries().into_keys().map(|entry| entry.selector);
+    selectors.filter(|selector| matches(selector, host, zone)).collect()
 }
 
 fn answers(rng: &mut Rng, world: &World, set: &PolicySet) -> Result<Answers> {
