@@ -12,13 +12,16 @@ use tokio_rustls::rustls::ClientConfig;
 use crate::cache::Cache;
 use crate::config::{OriginalDestination, Settings};
 use crate::decision::{Ask, Decision, Question};
-use crate::flight::{Departure, Flights, Identity, To, Waiter, Waiters};
+use crate::flight::{Departure, Flights, Identity, Key, To, Waiter, Waiters};
 use crate::health;
+use crate::inbox::Inbox;
 use crate::metrics::{Bound, Metrics, Outcome, Transport};
+use crate::outbox::{Letter, Outbox};
 use crate::random::Random;
 use crate::release::Ready;
 use crate::sockets::UdpListener;
 use crate::upstream::Servers;
+use crate::upstream::udp::{Arrivals, Outgoing};
 use crate::wire::{self, Invalid, Query, rcode};
 
 /// Longer questions are malformed: with every option in the field they stay far below.
@@ -44,8 +47,11 @@ pub(crate) struct Engine<D> {
     scratch: RefCell<Vec<u8>>,
     /// What is being sent upstream.
     pub(crate) outgoing_buffer: RefCell<Vec<u8>>,
-    /// What has just come from upstream: one buffer for all sockets, as only one is read at a time.
-    pub(crate) incoming_buffer: RefCell<Vec<u8>>,
+    /// What has just come from upstream: one for all sockets, as only one is read at a time.
+    pub(crate) inbox: RefCell<Arrivals>,
+    pub(crate) outbox: Outbox,
+    /// Questions that are sent when the batch is over which they are part of.
+    pub(crate) departures: RefCell<Vec<(Key, Rc<Outgoing>, u16)>>,
     waiting: Cell<usize>,
     /// The resolver that answered last when clients choose.
     pub(crate) last_resolver: Cell<Option<SocketAddr>>,
@@ -84,7 +90,9 @@ impl<D: Decision> Engine<D> {
             tls: RefCell::default(),
             scratch: RefCell::default(),
             outgoing_buffer: RefCell::default(),
-            incoming_buffer: RefCell::new(vec![0; 65_535]),
+            inbox: RefCell::new(Inbox::new(65_535, None)),
+            outbox: Outbox::default(),
+            departures: RefCell::default(),
             waiting: Cell::new(0),
             last_resolver: Cell::new(None),
             work: Notify::new(),
@@ -253,8 +261,8 @@ impl<D: Decision> Engine<D> {
         match to {
             To::Udp { listener, path, .. } => {
                 self.metrics.count(transport, outcome);
-                if let Some(Err(_)) = self.listeners.get(listener).map(|socket| socket.send(&answer, &path)) {
-                    self.metrics.unsent.add();
+                if self.outbox.put(Letter { listener, path, message: answer }) {
+                    self.send_answers();
                 }
             }
             // The connection's own task writes it later.
@@ -267,6 +275,22 @@ impl<D: Decision> Engine<D> {
                 self.metrics.count(transport, if gone { Outcome::DroppedClient } else { outcome });
                 let _ = sender.send(answer);
             }
+        }
+    }
+
+    /// Does something with all that was received at once. What it sends by UDP leaves at the end: clients and upstreams
+    /// that sleep are then woken once a batch. Must not be nested.
+    pub(crate) fn together(self: &Rc<Self>, work: impl FnOnce()) {
+        self.outbox.hold();
+        work();
+        self.outbox.release();
+        self.send_questions();
+        self.send_answers();
+    }
+
+    fn send_answers(&self) {
+        for _ in 0..self.outbox.send(&self.listeners) {
+            self.metrics.unsent.add();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Listening sockets that know which of the box's addresses was asked.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -8,11 +8,13 @@ use nix::cmsg_space;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo, Ipv6V6Only, RcvBuf, ReuseAddr, SndBuf};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
-    SockaddrStorage, bind, listen, recvmsg, sendmsg, setsockopt, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, RecvMsg, SockFlag, SockType,
+    SockaddrStorage, bind, listen, sendmsg, setsockopt, socket,
 };
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
+
+use crate::inbox::Inbox;
 
 /// A burst of questions must fit while the thread is busy; the kernel grants what `net.core.rmem_max` allows.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -29,6 +31,9 @@ pub(crate) struct Path {
     /// The interface by which it came, and then (0: the routing table's choice) by which the answer goes.
     pub(crate) interface: u32,
 }
+
+/// Questions with the ways they came, as far as the kernel says.
+pub(crate) type Arrivals = Inbox<SockaddrStorage, Option<Path>>;
 
 /// A UDP socket bound to all addresses of one family, or to one address.
 #[derive(Debug)]
@@ -76,25 +81,15 @@ impl UdpListener {
         self.socket.readable().await
     }
 
-    /// Receives one datagram: its length, or more than the buffer if it did not fit, and its way.
-    pub(crate) fn receive(&self, buffer: &mut [u8], control: &mut [u8]) -> io::Result<(usize, Option<Path>)> {
-        self.socket.try_io(Interest::READABLE, || {
-            let mut slices = [IoSliceMut::new(buffer)];
-            // With MSG_TRUNC the kernel gives the datagram's real length (recv(2)).
-            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC;
-            let fd = self.socket.as_raw_fd();
-            let message = recvmsg::<SockaddrStorage>(fd, &mut slices, Some(control), flags)?;
-            let client = message.address.and_then(socket_address);
-            let local = message.cmsgs().ok().and_then(|mut messages| messages.find_map(packet_info));
-            let path =
-                client.zip(local).map(|(client, (local, interface))| Path { client, local, interface });
-            Ok((message.bytes, path))
-        })
+    /// Room for what [`UdpListener::receive`] finds.
+    pub(crate) fn inbox(room: usize) -> Arrivals {
+        Inbox::new(room, Some(cmsg_space!(in6_pktinfo)))
     }
 
-    /// Room for the control messages of [`UdpListener::receive`].
-    pub(crate) fn control() -> Vec<u8> {
-        cmsg_space!(in6_pktinfo)
+    /// Receives datagrams, each with its way.
+    pub(crate) fn receive(&self, inbox: &mut Arrivals) -> io::Result<usize> {
+        let fd = self.socket.as_raw_fd();
+        self.socket.try_io(Interest::READABLE, || inbox.receive(fd, path))
     }
 
     /// Sends one datagram from the address that was asked. What the kernel has no room for is lost, as UDP may be.
@@ -123,6 +118,12 @@ impl UdpListener {
         }?;
         Ok(())
     }
+}
+
+fn path(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Option<Path> {
+    let client = message.address.and_then(socket_address)?;
+    let (local, interface) = message.cmsgs().ok()?.find_map(packet_info)?;
+    Some(Path { client, local, interface })
 }
 
 fn socket_address(address: SockaddrStorage) -> Option<SocketAddr> {

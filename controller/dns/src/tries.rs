@@ -80,22 +80,57 @@ impl<D: Decision> Engine<D> {
         let id = self.unused_id(|id| outgoing.uses_id(id))?;
         let mut flights = self.flights.borrow_mut();
         let Some(flight) = flights.get(key) else { return Ok(()) };
-        let message = flight.identity.message();
+        let waits = self.outbox.waits();
+        if !waits {
+            self.send_question(flight, server, &outgoing, id)?;
+        }
+        outgoing.add(id, key);
+        flight.sent.push(Sent::Udp(Rc::clone(&outgoing), id));
+        if waits {
+            self.departures.borrow_mut().push((key, outgoing, id));
+        }
+        Ok(())
+    }
+
+    fn send_question(
+        &self,
+        flight: &Flight,
+        server: &Server,
+        outgoing: &Rc<Outgoing>,
+        id: u16,
+    ) -> io::Result<()> {
         let mut datagram = self.outgoing_buffer.borrow_mut();
         datagram.clear();
-        datagram.extend(message);
+        datagram.extend(flight.identity.message());
         wire::set_id(&mut datagram, id);
         match outgoing.send(&datagram) {
             // A full send buffer is as a lost packet: the timeout asks again.
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                server.sockets.borrow_mut().discard(&outgoing);
-                return Err(error.into());
+                server.sockets.borrow_mut().discard(outgoing);
+                Err(error)
             }
-            _ => {}
+            _ => Ok(()),
         }
-        outgoing.add(id, key);
-        flight.sent.push(Sent::Udp(outgoing, id));
-        Ok(())
+    }
+
+    /// Sends the questions that waited for the end of a batch. To be called when nothing waits any more.
+    pub(crate) fn send_questions(self: &Rc<Self>) {
+        let mut departures = self.departures.take();
+        for (key, outgoing, id) in departures.drain(..) {
+            let mut flights = self.flights.borrow_mut();
+            let Some(flight) = flights.get(key) else { continue };
+            if !flight.sent.iter().any(|sent| sent.is(&outgoing)) {
+                // The socket failed, and somebody else is asked already.
+                continue;
+            }
+            let Some(server) = flight.server().cloned() else { continue };
+            if self.send_question(flight, &server, &outgoing, id).is_err() {
+                drop(flights);
+                // The error may be the answer to an earlier question of the batch, and is told only once.
+                self.socket_failed(&server, &outgoing);
+            }
+        }
+        self.departures.replace(departures);
     }
 
     fn outgoing(self: &Rc<Self>, server: &Rc<Server>, now: Instant) -> Result<Rc<Outgoing>, Untried> {
@@ -365,12 +400,14 @@ async fn read<D: Decision>(engine: Rc<Engine<D>>, server: Rc<Server>, outgoing: 
             return engine.socket_failed(&server, &outgoing);
         };
         loop {
-            let mut buffer = engine.incoming_buffer.borrow_mut();
-            match outgoing.receive(interest, &mut buffer) {
-                Ok(length) => engine.datagram(&server, &outgoing, buffer.get(..length).unwrap_or_default()),
+            let mut inbox = engine.inbox.borrow_mut();
+            match outgoing.receive(interest, &mut inbox) {
+                Ok(_) => engine.together(|| {
+                    inbox.datagrams().for_each(|(message, ())| engine.datagram(&server, &outgoing, message));
+                }),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => {
-                    drop(buffer);
+                    drop(inbox);
                     return engine.socket_failed(&server, &outgoing);
                 }
             }

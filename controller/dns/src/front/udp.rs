@@ -8,31 +8,40 @@ use crate::decision::Decision;
 use crate::engine::{Asker, Engine};
 use crate::flight::To;
 use crate::metrics::{Outcome, Transport};
-use crate::sockets::{Path, UdpListener};
+use crate::sockets::{Arrivals, Path, UdpListener};
 
 /// Longer datagrams are cut; no question is as long.
 const BUFFER: usize = 8192;
-/// Questions after which others get their turn: answers that wait in upstream sockets above all.
-const BURST: usize = 32;
 /// `lo` in every network namespace.
 const LOOPBACK_INTERFACE: u32 = 1;
 
 /// Serves the listener with this number; ends when its socket fails for good.
 pub(crate) async fn serve<D: Decision>(engine: Rc<Engine<D>>, listener: usize) -> io::Result<()> {
     let Some(socket) = engine.listeners.get(listener) else { return Ok(()) };
-    let (mut buffer, mut control) = (vec![0; BUFFER], UdpListener::control());
+    let mut inbox = UdpListener::inbox(BUFFER);
     loop {
         socket.readable().await?;
-        for _ in 0..BURST {
-            match socket.receive(&mut buffer, &mut control) {
-                Ok((length, Some(path))) => question(&engine, listener, &buffer[..length.min(BUFFER)], path),
-                Ok((_, None)) => engine.metrics.count(Transport::Udp, Outcome::DroppedInterface),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An error that a past answer met on its way; the socket is as good as before.
-                Err(_) => {}
-            }
+        // An error is one that a past answer met on its way (the socket is as good as before), or there is nothing.
+        if socket.receive(&mut inbox).is_ok() {
+            engine.together(|| questions(&engine, listener, &mut inbox));
         }
+        // Others get their turn: answers that wait in upstream sockets above all.
         tokio::task::yield_now().await;
+    }
+}
+
+fn questions<D: Decision>(engine: &Rc<Engine<D>>, listener: usize, inbox: &mut Arrivals) {
+    let mut lost = false;
+    for (message, path) in inbox.datagrams() {
+        if let Some(path) = path {
+            question(engine, listener, message, *path);
+        } else {
+            engine.metrics.count(Transport::Udp, Outcome::DroppedInterface);
+            lost = true;
+        }
+    }
+    if lost {
+        inbox.renew();
     }
 }
 

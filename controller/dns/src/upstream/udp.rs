@@ -7,14 +7,13 @@ use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, recv, send, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, SockaddrStorage, connect, send, socket};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 
 use crate::flight::Key;
+use crate::inbox::Inbox;
 
 /// Sockets that take turns for one upstream.
 const WIDTH: usize = 2;
@@ -22,6 +21,9 @@ const WIDTH: usize = 2;
 const USES: u32 = 128;
 /// How long a socket asks: whoever finds out its port has this long to use that.
 const LIFE: Duration = Duration::from_millis(500);
+
+/// Datagrams of a connected socket: where they come from is known.
+pub(crate) type Arrivals = Inbox<(), ()>;
 
 /// One socket, connected: the kernel drops what others than the upstream send.
 #[derive(Debug)]
@@ -70,8 +72,8 @@ impl Outgoing {
         Ok(if ready.is_error() { Interest::ERROR } else { Interest::READABLE })
     }
 
-    pub(crate) fn receive(&self, interest: Interest, buffer: &mut [u8]) -> io::Result<usize> {
-        self.socket.try_io(interest, || Ok(recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT)?))
+    pub(crate) fn receive(&self, interest: Interest, inbox: &mut Arrivals) -> io::Result<usize> {
+        self.socket.try_io(interest, || inbox.receive(self.socket.as_raw_fd(), |_| ()))
     }
 
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, reason = "the seed of random tests")]
 
 mod bounds;
+mod bursts;
 mod cache;
 mod forwarding;
 mod hold;
