@@ -15,7 +15,7 @@ pub mod name;
 pub mod table;
 pub mod ttl;
 
-mod judge;
+pub mod judge;
 mod layout;
 mod records;
 

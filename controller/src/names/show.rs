@@ -71,6 +71,9 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
             "shared": counters.shared, "cellsLeftOut": counters.cells_left_out,
             "withoutClass": counters.without_class,
             "refused": by(counters.refused.iter().map(|(k, v)| (format!("{k:?}"), *v)).collect()),
+            "refusedNames": by(
+                counters.refused_names.iter().map(|(k, v)| (k.as_str().to_owned(), *v)).collect(),
+            ),
             "evicted": by(counters.evicted.iter().map(|(k, v)| (format!("{k:?}"), *v)).collect()),
             "held": by(counters.held.iter().map(|(k, v)| (format!("{k:?}"), *v)).collect()),
             "unreadableAnswers": figures.unreadable_answers.get(),

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fw_names::answer::{self, Answer};
 use fw_names::journal::Fact;
+use fw_names::judge::Refusal;
 use fw_names::learner::Lesson;
 use fw_names::{Change, Learner, Table};
 use fw_policy::OtherNames;
@@ -25,6 +26,8 @@ use crate::reconcile::Installation;
 use crate::reconcile::worker::Job;
 use crate::telemetry::chain;
 
+/// Names that a line of the status lists.
+const SHOWN_NAMES: usize = 10;
 /// Lists of changes in a row before something must be wrong.
 const MAX_ROUNDS: usize = 1000;
 /// Part of the status under which problems of the data path stand.
@@ -278,9 +281,28 @@ impl Site {
             warn!("what is over was not taken out of the data path yet: {}", chain(&error));
         }
         self.tidy_journal();
+        self.note_refusals();
         count(&self.figures.collections);
         let micros = monotonic().saturating_sub(began) / 1000;
         self.figures.collection_micros.set(self.figures.collection_micros.get().saturating_add(micros));
+    }
+
+    /// Learned addresses outside `allowedNetworks` are not opened, and that is to be seen (semantics.md section 4).
+    pub(super) fn note_refusals(&self) {
+        let learner = self.learner.borrow();
+        let counters = learner.counters();
+        let number = counters.refused.get(&Refusal::NotAllowed).copied().unwrap_or_default();
+        let lines = if number == 0 {
+            Vec::new()
+        } else {
+            let names = counters.refused_names.keys().take(SHOWN_NAMES).map(|name| name.as_str());
+            vec![format!(
+                "addresses of names lie outside allowedNetworks.egress and are not opened; among the names with refused \
+                 addresses: {}",
+                names.collect::<Vec<_>>().join(", ")
+            )]
+        };
+        self.problems.set("refused addresses", lines);
     }
 
     fn tidy_journal(&self) {

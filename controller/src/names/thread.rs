@@ -162,6 +162,7 @@ impl Thread {
                 reply.send(show::known(&self.site, address)).ok();
             }
             Command::Show(question, reply) => {
+                self.site.note_refusals();
                 let running = self.proxy.as_ref().map(|proxy| Rc::clone(&proxy.proxy));
                 reply.send(show::show(&self.site, running, &self.choice, &question)).ok();
             }
