@@ -42,15 +42,6 @@ impl Mode {
             Self::Off => "off",
         }
     }
-
-    /// Where packets are dropped early, if they are.
-    pub(crate) fn place(self) -> Option<&'static str> {
-        match self {
-            Self::Native | Self::Generic => Some("xdp"),
-            Self::Tcx => Some("tcx"),
-            Self::Off => None,
-        }
-    }
 }
 
 /// See the module.
