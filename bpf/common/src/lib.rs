@@ -19,7 +19,7 @@ pub use layout::{
     STEPS, Sample, Step, counter, flag, owner,
 };
 pub use packet::{
-    Address, EXTENSIONS_MAX, Frame, HEADERS_MAX, HEADERS_USUAL, Packet, TAGS_MAX, TCP, UDP, parse,
+    Address, EXTENSIONS_MAX, Frame, HEADERS_MAX, HEADERS_USUAL, Packet, TAGS_MAX, TCP, UDP, parse, reach,
 };
 pub use verdict::{Tables, Verdict, cell_index, verdict};
 

@@ -113,7 +113,7 @@ pub struct Packet {
     pub protocol: u8,
     /// Destination port.
     pub port: u16,
-    /// It opens a TCP connection: SYN, and none of ACK, RST and FIN.
+    /// It opens a TCP connection: a whole packet with SYN, and none of ACK, RST and FIN.
     pub opens: bool,
     /// Sent to a group of stations (group bit of the Ethernet destination).
     pub to_group: bool,
@@ -157,6 +157,23 @@ pub fn parse(frame: &(impl Frame + ?Sized), tags: u32) -> Option<Packet> {
     };
     let (port, opens) = transport(frame, &payload)?;
     Some(Packet { destination, protocol: payload.protocol, port, opens, to_group })
+}
+
+/// How far into a frame [`parse`] reads: to the end of the TCP header where that follows Ethernet and an IP header
+/// without options, which the first bytes show; else maybe as far as [`HEADERS_USUAL`].
+#[inline(always)]
+#[must_use]
+pub fn reach(frame: &(impl Frame + ?Sized)) -> u32 {
+    let Some(start) = frame.read::<24>(0) else { return HEADERS_USUAL };
+    let ethertype = u16::from_be_bytes([start[12], start[13]]);
+    let is_usual = |protocol| protocol == TCP || protocol == UDP;
+    if ethertype == ETHERTYPE_IPV4 && start[14] == 0x45 && is_usual(start[23]) {
+        return 14 + 20 + 20;
+    }
+    if ethertype == ETHERTYPE_IPV6 && is_usual(start[20]) {
+        return 14 + 40 + 20;
+    }
+    HEADERS_USUAL
 }
 
 /// RFC 791, section 3.1.
@@ -255,7 +272,8 @@ fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<(u16, b
             if header_length < 20 || header_length > room {
                 return None;
             }
-            let opens = header[13] & (SYN | ACK | RST | FIN) == SYN;
+            // A fragment is never bounced: the rest of its packet would wait for it in the kernel until it times out.
+            let opens = !fragment && header[13] & (SYN | ACK | RST | FIN) == SYN;
             Some((u16::from_be_bytes([header[2], header[3]]), opens))
         }
         UDP => {

@@ -24,7 +24,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use fw_bpf_common::{HEADERS_USUAL, TAGS_MAX, Tables as _, Verdict, counter, judge, parse, verdict};
+use fw_bpf_common::{HEADERS_USUAL, TAGS_MAX, Tables as _, Verdict, counter, judge, parse, reach, verdict};
 
 use frame::Linear;
 use maps::Maps;
@@ -82,13 +82,17 @@ pub fn fw_stamp(context: TcContext) -> i32 {
 fn stamp<const BOUNCE: bool>(context: &TcContext) -> i32 {
     let skb = context.skb.skb;
     let length = context.len();
-    if context.data_end() - context.data() < HEADERS_USUAL as usize
-        && context.data_end() - context.data() < length as usize
-    {
-        let wanted = if length < HEADERS_USUAL { length } else { HEADERS_USUAL };
-        // Headers may lie in pages beside the linear part. Where they cannot be fetched the packet is unreadable.
-        // SAFETY: the context is the one this program was called with; pointers are taken from it afterwards.
-        unsafe { bpf_skb_pull_data(skb, wanted) };
+    let linear = context.data_end() - context.data();
+    if linear < HEADERS_USUAL as usize && linear < length as usize {
+        // Headers may lie in pages beside the linear part. Where they cannot be fetched the packet is unreadable. Only
+        // what is needed is fetched: a packet whose payload does not begin in its pages is not joined with its
+        // neighbours by the receiver's TCP (skb_try_coalesce()), which cost a fifth of the throughput.
+        let reach = reach(&Linear::new(context.data(), context.data_end(), length));
+        let wanted = if length < reach { length } else { reach };
+        if linear < wanted as usize {
+            // SAFETY: the context is the one this program was called with; pointers are taken from it afterwards.
+            unsafe { bpf_skb_pull_data(skb, wanted) };
+        }
     }
     let frame = Linear::new(context.data(), context.data_end(), length);
     // SAFETY: fields of the context this program was called with.

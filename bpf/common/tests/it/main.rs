@@ -12,13 +12,25 @@
 mod model;
 
 use fw_bpf_common::{
-    Address, Config, Frame, Packet, Reason, TAGS_MAX, TCP, UDP, Verdict, flag, judge, owner, parse,
+    Address, Config, Frame, HEADERS_USUAL, Packet, Reason, TAGS_MAX, TCP, UDP, Verdict, flag, judge, owner,
+    parse, reach,
 };
 use model::{ACK, FIN, Model, RST, Random, SYN, Spec, cell, frame, read};
 use proptest::prelude::*;
 
 const V4: [u8; 4] = [10, 0, 0, 1];
 const V6: [u8; 16] = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+
+/// A frame of which only the first bytes can be reached, as in a program of the kernel.
+struct Part<'a>(&'a [u8], u32);
+impl Frame for Part<'_> {
+    fn length(&self) -> u32 {
+        self.1
+    }
+    fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.0.read(offset)
+    }
+}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
@@ -60,19 +72,19 @@ proptest! {
 
     #[test]
     fn a_reader_without_the_last_bytes_reads_the_same_or_nothing(seed: u64, cut in 0..200_usize) {
-        /// A frame of which only the first bytes can be reached, as in a program of the kernel.
-        struct Part<'a>(&'a [u8], u32);
-        impl Frame for Part<'_> {
-            fn length(&self) -> u32 {
-                self.1
-            }
-            fn read<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-                self.0.read(offset)
-            }
-        }
         let frame = frame(&mut Random(seed));
         let part = Part(&frame[..cut.min(frame.len())], frame.len() as u32);
         prop_assert!(parse(&part, 2).is_none_or(|packet| Some(packet) == read(&frame, 2)));
+    }
+
+    #[test]
+    fn usual_frames_are_read_no_further_than_their_transport_header(seed: u64) {
+        let frame = frame(&mut Random(seed));
+        let reach = reach(&frame[..]);
+        if reach < HEADERS_USUAL {
+            let part = Part(&frame[..frame.len().min(reach as usize)], frame.len() as u32);
+            prop_assert_eq!(parse(&part, 2), read(&frame, 2), "{:02x?}", frame);
+        }
     }
 }
 
@@ -90,6 +102,18 @@ fn a_plain_opening_is_read() {
         Packet { destination: Address::v4(V4), protocol: TCP, port: 443, opens: true, to_group: false };
     assert_eq!(packet(&syn(V4)), Some(expected));
     assert_eq!(packet(&syn(V6)), Some(Packet { destination: Address::v6(V6), ..expected }));
+}
+
+#[test]
+fn the_reach_of_usual_frames_ends_with_their_headers() {
+    for (spec, expected) in [
+        (syn(V4), 54),
+        (syn(V6), 74),
+        (Spec { tags: vec![0x8100], ..syn(V4) }, HEADERS_USUAL),
+        (Spec { fragment: Some((0, true)), ..syn(V6) }, HEADERS_USUAL),
+    ] {
+        assert_eq!(reach(&spec.encode()[..]), expected);
+    }
 }
 
 #[test]
@@ -118,7 +142,8 @@ fn up_to_two_tags_are_followed_and_one_less_where_the_kernel_took_one() {
 fn a_first_fragment_counts_only_with_its_whole_transport_header() {
     for destination in [std::net::IpAddr::from(V4), V6.into()] {
         let first = Spec { fragment: Some((0, true)), ..syn(destination) };
-        assert!(packet(&first).is_some());
+        let read = packet(&first).expect("a whole header");
+        assert!(!read.opens, "the early drop passes fragments");
         assert!(packet(&Spec { fragment: Some((1, true)), ..first.clone() }).is_none());
         assert!(packet(&Spec { fragment: Some((185, false)), ..first.clone() }).is_none());
         let mut cut = first.encode();

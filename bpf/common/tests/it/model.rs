@@ -513,7 +513,7 @@ pub(crate) fn read(frame: &[u8], tags: u32) -> Option<Packet> {
             if length < 20 || body.len() < length {
                 return None;
             }
-            body[13] & 0b1_0111 == SYN
+            !fragment && body[13] & 0b1_0111 == SYN
         }
         17 => {
             let length = word(body, 4)?;
