@@ -9,6 +9,10 @@ PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
+# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole.
+BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names
+# The tests with a long form; none of them is silent about what it did.
+SOAKS := soak kills edits droplog names::
 
 .PHONY: help build demo test lint bench soak fuzz bless tools clean
 
@@ -35,10 +39,10 @@ lint: tools      ## formatting and clippy
 	cd bpf/xdp && $(LINT_EBPF) --target-dir $(CURDIR)/target/bpf-lint -- -D warnings
 
 bench: tools     ## ours beside a reference in one run; exits 1 when a ratio misses its goal
-	$(CARGO) bench -p fw-controller --bench firewall
+	$(CARGO) bench --no-fail-fast $(BENCHES)
 
 soak: tools      ## the long forms of the tests
-	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture soak kills edits droplog
+	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture $(SOAKS)
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh

@@ -28,9 +28,9 @@ fn main() -> Result<ExitCode> {
     entries::measure(&mut table)?;
     let [off, generic, tcx] = ["off", "generic", "tcx"].map(Field::start);
     let (off, generic, tcx, plain) = (off?, generic?, tcx?, Plain::start()?);
-    flood::cost(&mut table, &off, &generic, &tcx)?;
-    flood::goodput(&mut table, &off, &generic, &tcx)?;
-    throughput::bytes(&mut table, &tcx, &plain)?;
+    flood::cost(&mut table, [&off, &generic, &tcx], &plain)?;
+    flood::goodput(&mut table, [&off, &generic, &tcx])?;
+    throughput::bytes(&mut table, [&tcx, &off], &plain)?;
     throughput::connections(&mut table, &tcx, &plain)?;
     answers::measure(&mut table, &tcx, &plain)?;
     println!("{}", table.text());

@@ -5,7 +5,8 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::net::if_::if_nametoindex;
@@ -79,6 +80,27 @@ impl Live {
             left -= repeat;
         }
         Ok(thread_time()?.saturating_sub(before))
+    }
+
+    /// Lets so many frames appear each second until it is stopped; how many there were each second. Like
+    /// interrupts of a network card, this goes before ordinary work: the calling thread becomes one of SCHED_FIFO (and
+    /// stays so). What the machine cannot take at all is left out. Call it inside the firewall's namespace.
+    pub fn flood(&self, per_second: u64, stop: &AtomicBool) -> Result<f64> {
+        take_precedence().context("cannot take precedence")?;
+        let begin = Instant::now();
+        let mut sent = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let due = u64::try_from(begin.elapsed().as_micros())? * per_second / 1_000_000;
+            let frames = due.saturating_sub(sent).min(per_second / 50);
+            if frames > 0 {
+                self.send(frames)?;
+                sent += frames;
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        #[allow(clippy::cast_precision_loss, reason = "a rate for people; 52 bits are plenty")]
+        let sent = sent as f64;
+        Ok(sent / begin.elapsed().as_secs_f64())
     }
 
     fn call(&self, repeat: u32) -> io::Result<()> {
@@ -188,6 +210,13 @@ fn restoring(frame: &[u8]) -> io::Result<Vec<Instruction>> {
     }
     code.extend([mov(XDP_PASS), EXIT]);
     Ok(code)
+}
+
+fn take_precedence() -> io::Result<()> {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: a live structure that is only read; 0 is the calling thread.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn load(code: &[Instruction]) -> io::Result<OwnedFd> {
