@@ -28,10 +28,6 @@ const FIRST_PACKET: Duration = Duration::from_millis(900);
 /// Never learned.
 const STRANGER: [u8; 4] = [198, 18, 60, 1];
 
-fn hosts() -> impl Iterator<Item = IpAddr> {
-    (1..=HOSTS).map(|number| IpAddr::from([198, 19, 0, number]))
-}
-
 fn web() -> String {
     let ports = format!("[{{port: {PORT}}}, {{port: {ECHO}}}]");
     policy("web", &format!("{{egress: [{{toFQDNs: [{{matchName: {}}}], ports: {ports}}}]}}", awkward::PLAIN))
@@ -40,6 +36,10 @@ fn web() -> String {
 fn policies() -> Vec<String> {
     vec![web(), to_names("hosts", "{matchPattern: '*.scripted.test'}")]
 }
+
+/// What was learned of a name, without what a question changes: the name, its addresses with the end of each in seconds
+/// of the day, its policies.
+type Line = (String, BTreeMap<String, i64>, Value);
 
 /// A lab in which names have been learned.
 struct Known {
@@ -76,8 +76,8 @@ impl Known {
         Ok(())
     }
 
-    /// What was learned, without what a question changes: name, addresses with the end of each, policies.
-    fn view(&self) -> Result<Vec<(String, BTreeMap<String, i64>, Value)>> {
+    /// What was learned.
+    fn view(&self) -> Result<Vec<Line>> {
         let output = self.names.daemon.ask(&["dns", "--json"])?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let all: Value = serde_json::from_str(&text).with_context(|| format!("{output:?}"))?;
@@ -91,7 +91,7 @@ impl Known {
     }
 
     /// The same was learned, and ends at the same time; clocks are carried over to within a second.
-    fn expect_view(&self, expected: &[(String, BTreeMap<String, i64>, Value)], when: &str) -> Result<()> {
+    fn expect_view(&self, expected: &[Line], when: &str) -> Result<()> {
         let found = self.view()?;
         assert_eq!(found.len(), expected.len(), "{when}");
         for (is, was) in found.iter().zip(expected) {

@@ -77,6 +77,7 @@ fn survives_a_storm(mode: Mode) -> Result<()> {
     );
     let counted = names.counted("storm", "tcp", "*.storm.scripted.test")?.context("no counter")?;
     assert_eq!(counted, u64::try_from(NAMES + due)?, "each connection is counted once");
+    assert_eq!(names.servers.connections().len(), NAMES + due, "connections that reached their address");
     let elsewhere: IpAddr = "198.18.60.1".parse()?;
     ensure!(!names.reaches(elsewhere, PORT)?, "an address beside those of the names is open");
     Ok(())
