@@ -84,14 +84,15 @@ impl Live {
 
     /// Lets so many frames appear each second until it is stopped; how many there were each second. Like
     /// interrupts of a network card, this goes before ordinary work: the calling thread becomes one of SCHED_FIFO (and
-    /// stays so). What the machine cannot take at all is left out. Call it inside the firewall's namespace.
+    /// stays so). They come in bursts, for the kernel takes tens of milliseconds to prepare each call; what the machine
+    /// cannot take at all is left out. Call it inside the firewall's namespace.
     pub fn flood(&self, per_second: u64, stop: &AtomicBool) -> Result<f64> {
         take_precedence().context("cannot take precedence")?;
         let begin = Instant::now();
         let mut sent = 0;
         while !stop.load(Ordering::Relaxed) {
             let due = u64::try_from(begin.elapsed().as_micros())? * per_second / 1_000_000;
-            let frames = due.saturating_sub(sent).min(per_second / 50);
+            let frames = due.saturating_sub(sent).min(per_second / 5);
             if frames > 0 {
                 self.send(frames)?;
                 sent += frames;
