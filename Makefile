@@ -11,7 +11,7 @@ PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
 # One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole.
 BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names
-# The tests with a long form; none of them is silent about what it did.
+# The tests with a long form. What each of them prints is shown at the end, one test after the other.
 SOAKS := soak kills edits droplog names::
 
 .PHONY: help build demo test lint bench soak fuzz bless tools clean
@@ -42,7 +42,7 @@ bench: tools     ## ours beside a reference in one run; exits 1 when a ratio mis
 	$(CARGO) bench --no-fail-fast $(BENCHES)
 
 soak: tools      ## the long forms of the tests
-	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --nocapture $(SOAKS)
+	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --show-output $(SOAKS)
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh
