@@ -126,6 +126,9 @@ fn answers_that_rotate_fail_no_connection_and_what_is_kept_stays_bounded() -> Re
     eprintln!("FW_SEED={seed}");
     let policies = [to_names("rotating", "{matchPattern: '*.scripted.test'}")];
     let names = Names::new("rotation", Mode::Tcx, &format!("  dns: {{grace: {GRACE}}}"), &policies)?;
+    // Thousands of connections a second, each of which conntrack would keep for two minutes after its end: its table
+    // (nf_conntrack_max, 262,144 on such machines) would be full before the long form is over.
+    names.lab.firewall.sysctl(&[("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "5")])?;
     let _script = script(&names)?;
     let time = Duration::from_secs(if soak_factor() > 1 { 120 } else { 20 });
     let mut rng = Rng::new(seed);
