@@ -51,9 +51,11 @@ fn scalar(value: &Value) -> String {
     }
 }
 
-/// `lastRun` is shown as `Last Run`; names that people gave (they have spaces, dashes, slashes) are shown as they are.
+/// `lastRun` is shown as `Last Run`; names that people gave (they have spaces, dashes, slashes) and those of eBPF maps
+/// (all capitals) are shown as they are.
 fn label(key: &str) -> String {
-    if !key.chars().all(|c| c.is_ascii_alphanumeric()) {
+    let is_given = !key.chars().all(|c| c.is_ascii_alphanumeric());
+    if is_given || !key.contains(|c: char| c.is_ascii_lowercase()) {
         return key.to_owned();
     }
     let mut label = String::new();
@@ -79,11 +81,12 @@ mod tests {
         let value = serde_json::json!({
             "lastRun": "now",
             "stats": {"rules": {"accept": {"accept traffic for np web tcp": {"counter": {"bytes": 1, "packets": 2}}}}},
+            "ALLOW4": 7,
             "x": ["one", "two"]
         });
         assert_eq!(
             describe(&value),
-            "Last Run:  now\nStats:\n  Rules:\n    Accept:\n      accept traffic for np web tcp:\n        \
+            "ALLOW4:    7\nLast Run:  now\nStats:\n  Rules:\n    Accept:\n      accept traffic for np web tcp:\n        \
              Counter:\n          Bytes:    1\n          Packets:  2\nX:\n  one\n  two\n"
         );
     }

@@ -176,6 +176,12 @@ fn a_name_is_over_when_its_time_is() {
     assert_eq!(datapath.drops().unwrap().tcx[Reason::Policy as usize], 0);
 }
 
+/// The mark a connection to a port has after the stamp.
+fn stamped(datapath: &Datapath, port: u16, before: u32) -> u32 {
+    let frame = Spec::to(HERE, TCP, port, SYN).encode();
+    datapath.test_run(Program::Stamp, &frame, before, 1).unwrap().mark
+}
+
 #[test]
 fn an_index_that_the_mask_cannot_hold_is_no_mark() {
     let pins = Pins::new();
@@ -183,12 +189,7 @@ fn an_index_that_the_mask_cannot_hold_is_no_mark() {
     datapath.set_config(Config { flags: 0, mark_mask: 0xff, ..Config::default() }).unwrap();
     datapath.put_class(2, &[cell(TCP, 80, 80, 0xff), cell(TCP, 81, 81, 0x1ff)]).unwrap();
     datapath.put(HERE.into(), forever(2)).unwrap();
-    let mark = |port| {
-        datapath
-            .test_run(Program::Stamp, &Spec::to(HERE, TCP, port, SYN).encode(), 0xabcd_ef12, 1)
-            .unwrap()
-            .mark
-    };
+    let mark = |port| stamped(&datapath, port, 0xabcd_ef12);
     assert_eq!(mark(80), 0xabcd_efff);
     assert_eq!(mark(81), 0xabcd_ef00);
     assert_eq!(mark(82), 0xabcd_ef00);
@@ -201,12 +202,7 @@ fn the_index_stands_where_the_mask_is_and_other_bits_stay() {
     datapath.set_config(Config { mark_mask: 0x00ff_f000, mark_shift: 12, ..Config::default() }).unwrap();
     datapath.put_class(2, &[cell(TCP, 80, 80, 0x123), cell(TCP, 81, 81, 0x1123)]).unwrap();
     datapath.put(HERE.into(), forever(2)).unwrap();
-    let mark = |port| {
-        datapath
-            .test_run(Program::Stamp, &Spec::to(HERE, TCP, port, SYN).encode(), 0xabcd_ef12, 1)
-            .unwrap()
-            .mark
-    };
+    let mark = |port| stamped(&datapath, port, 0xabcd_ef12);
     assert_eq!(mark(80), 0xab12_3f12);
     assert_eq!(mark(81), 0xab00_0f12, "an index of 13 bits does not fit");
     assert_eq!(mark(82), 0xab00_0f12);

@@ -12,22 +12,12 @@ use fw_testkit::r#gen::{self, Rng};
 use fw_testkit::traffic::craft::Crafted;
 use fw_testkit::traffic::range::{Range, Shot};
 
+use fw_controller::fault::POINTS;
+
 use super::field::{Mode, Names, PORT, to_names};
 use crate::daemon::{PATIENCE, eventually, soak_factor};
 use crate::rig::{at, fresh_port};
 
-/// Where an edit that takes one name away and brings another is killed.
-const POINTS: [&str; 9] = [
-    "after-withdraw",
-    "before-commit",
-    "before-build",
-    "before-send",
-    "after-send-before-ack",
-    "after-ack",
-    "before-install",
-    "before-persist",
-    "after-persist",
-];
 /// The kernel, or one of its two halves, is being changed.
 const IN_FLIGHT: [&str; 6] =
     ["after-withdraw", "before-build", "before-send", "after-send-before-ack", "after-ack", "before-install"];
