@@ -1,0 +1,211 @@
+//! Lists and watches; keeps [`Cluster`] as the API server has it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{BoxStream, SelectAll};
+use futures::{FutureExt as _, StreamExt as _};
+use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::utils::Backoff;
+use kube::runtime::watcher::{self, Event};
+use kube::{Client, ResourceExt as _};
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use crate::cluster::{Cluster, Listed, Object, Watched, keep};
+use crate::{NAMESPACE, chain};
+
+/// Seconds after which the API server ends a watch and we resume it.
+const WATCH_SECONDS: u32 = 290;
+/// Objects of one page of a list.
+const PAGE: u32 = 500;
+/// Events that are taken together before others see the outcome; a burst is one change.
+const BURST: usize = 4096;
+/// First and longest pause after an error.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const MAX_PAUSE: Duration = Duration::from_secs(8);
+
+/// A watch without an error for this long is well again: a resumed one says nothing until something changes. Longer than
+/// the longest pause and a failing connection together.
+const WELL: Duration = Duration::from_secs(30);
+
+type Item = (Watched, watcher::Result<Event<DynamicObject>>);
+
+/// Follows the API server for as long as `output` has a reader. `relist` begins every watch anew.
+pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: Arc<Notify>) {
+    let mut state = State::default();
+    loop {
+        let mut streams: SelectAll<BoxStream<'static, Item>> =
+            Watched::ALL.into_iter().map(|watched| stream(&client, watched)).collect();
+        loop {
+            tokio::select! {
+                () = output.closed() => return,
+                () = relist.notified() => break,
+                () = sleep_until(state.next_look()) => state.look(Instant::now()),
+                next = streams.next() => {
+                    let Some(item) = next else { break };
+                    state.take(item);
+                    for _ in 1..BURST {
+                        let Some(Some(item)) = streams.next().now_or_never() else { break };
+                        state.take(item);
+                    }
+                }
+            }
+            if std::mem::take(&mut state.changed) {
+                output.send_replace(Arc::new(state.cluster.clone()));
+            }
+        }
+    }
+}
+
+fn stream(client: &Client, watched: Watched) -> BoxStream<'static, Item> {
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    let ours = |kind, plural: &str| {
+        let kind = GroupVersionKind::gvk(fw_crds::GROUP, fw_crds::VERSION, kind);
+        ApiResource::from_gvk_with_plural(&kind, plural)
+    };
+    let core = |kind, plural: &str| {
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk("", "v1", kind), plural)
+    };
+    let here = |resource: &ApiResource| Api::namespaced_with(client.clone(), NAMESPACE, resource);
+    let everywhere = |resource: &ApiResource| Api::all_with(client.clone(), resource);
+    let policies = ours("ClusterwideNetworkPolicy", "clusterwidenetworkpolicies");
+    let (api, config): (Api<DynamicObject>, _) = match watched {
+        Watched::Policies => (here(&policies), config),
+        Watched::PoliciesElsewhere => {
+            (everywhere(&policies), config.fields(&format!("metadata.namespace!={NAMESPACE}")))
+        }
+        Watched::Firewalls => (here(&ours("Firewall", "firewalls")), config),
+        Watched::Services => (everywhere(&core("Service", "services")), config),
+        Watched::DroptailerPods => (here(&core("Pod", "pods")), config.labels("app=droptailer")),
+        Watched::DroptailerSecret => {
+            (here(&core("Secret", "secrets")), config.fields("metadata.name=droptailer-client"))
+        }
+    };
+    watcher::watcher(api, config).backoff(Pauses::default()).map(move |event| (watched, event)).boxed()
+}
+
+/// Pauses between attempts of one watch: they double, and begin anew with a success.
+#[derive(Default)]
+struct Pauses {
+    last: Option<Duration>,
+}
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let next = self.last.map_or(FIRST_PAUSE, |last| (last * 2).min(MAX_PAUSE));
+        self.last = Some(next);
+        Some(next)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.last = None;
+    }
+}
+
+/// What is known, and lists that are still arriving.
+#[derive(Default)]
+struct State {
+    cluster: Cluster,
+    arriving: BTreeMap<Watched, BTreeMap<(String, String), Arc<Object>>>,
+    /// When each watch failed last, of those with a problem.
+    failed: BTreeMap<Watched, Instant>,
+    changed: bool,
+}
+
+impl State {
+    fn next_look(&self) -> Instant {
+        let first = self.failed.values().min();
+        first.map_or_else(|| Instant::now() + Duration::from_secs(3600), |at| *at + WELL)
+    }
+
+    /// Forgets problems that have not come again.
+    fn look(&mut self, now: Instant) {
+        let well: Vec<Watched> =
+            self.failed.iter().filter(|(_, at)| **at + WELL <= now).map(|(watched, _)| *watched).collect();
+        for watched in well {
+            self.change(watched);
+        }
+    }
+
+    fn take(&mut self, (watched, event): Item) {
+        match event {
+            Ok(Event::Init) => {
+                self.arriving.insert(watched, BTreeMap::new());
+            }
+            Ok(Event::InitApply(object)) => {
+                let (key, kept) = self.kept(watched, object);
+                self.arriving.entry(watched).or_default().insert(key, kept);
+            }
+            Ok(Event::InitDone) => self.listed(watched),
+            Ok(Event::Apply(object)) => {
+                let (key, kept) = self.kept(watched, object);
+                let listed = self.change(watched);
+                listed.figures.events += 1;
+                listed.objects.insert(key, kept);
+            }
+            Ok(Event::Delete(object)) => {
+                let key = key_of(&object);
+                let listed = self.change(watched);
+                listed.figures.events += 1;
+                listed.objects.remove(&key);
+            }
+            Err(error) => self.failed(watched, &error),
+        }
+    }
+
+    /// The new list replaces the old one at once: what a relist does not name any more is gone, and nothing else changes.
+    fn listed(&mut self, watched: Watched) {
+        let objects = self.arriving.remove(&watched).unwrap_or_default();
+        info!(watch = watched.name(), objects = objects.len(), "listed");
+        let listed = self.change(watched);
+        listed.objects = objects;
+        listed.complete = true;
+        listed.figures.lists += 1;
+    }
+
+    fn failed(&mut self, watched: Watched, error: &watcher::Error) {
+        let problem = chain(error);
+        self.failed.insert(watched, Instant::now());
+        let listed = Arc::make_mut(self.cluster.listed.entry(watched).or_default());
+        listed.figures.errors += 1;
+        if listed.problem.as_ref() == Some(&problem) {
+            debug!(watch = watched.name(), "{problem}");
+        } else {
+            warn!(watch = watched.name(), "{problem}; what is known stays in force");
+            listed.problem = Some(problem);
+        }
+        self.changed = true;
+    }
+
+    /// A watch that has something to say is well.
+    fn change(&mut self, watched: Watched) -> &mut Listed {
+        self.changed = true;
+        self.failed.remove(&watched);
+        let listed = Arc::make_mut(self.cluster.listed.entry(watched).or_default());
+        if listed.problem.take().is_some() {
+            info!(watch = watched.name(), "followed again");
+        }
+        listed
+    }
+
+    fn kept(&self, watched: Watched, object: DynamicObject) -> ((String, String), Arc<Object>) {
+        let key = key_of(&object);
+        let before = self.cluster.of(watched).and_then(|listed| listed.objects.get(&key));
+        let raw = serde_json::to_value(object).unwrap_or(Value::Null);
+        let kept = keep(watched, &raw, before);
+        (key, Arc::new(kept))
+    }
+}
+
+fn key_of(object: &DynamicObject) -> (String, String) {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
