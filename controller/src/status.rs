@@ -154,6 +154,7 @@ pub fn status(view: &View, of: &Identification, control_socket: Value, now: Syst
         message: Some(state),
         controller_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         inside: judged.map(|judged| judged.inside.clone()),
+        writer: None,
         stats: view.enforced.as_ref().map(|judged| stats(&judged.ruleset, &view.published)),
     };
     Status {

@@ -300,7 +300,7 @@ pub struct FirewallStatus {
     /// What is in force, in a few words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// When the status was written, RFC 3339.
+    /// When the kernel was last read or changed for this status, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]
     pub last_run: Option<String>,
@@ -313,7 +313,11 @@ pub struct FirewallStatus {
     /// Which side is inside, and why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inside: Option<String>,
+    /// Name of the machine that writes this status. Of several that take their settings from one Firewall only one does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writer: Option<String>,
     /// Statistics. They never go down.
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats: Option<FirewallStats>,
 }

@@ -30,8 +30,8 @@ pub use firewall::{
     InterfaceRateLimit, NetworkRateLimit, NetworkType, RateUnit, RuleStats,
 };
 pub use policy::{
-    ClusterwideNetworkPolicy, EgressRule, FqdnAddresses, FqdnSelector, IngressRule, IpBlock, PolicyPort,
-    PolicySpec, PolicyStatus,
+    ClusterwideNetworkPolicy, EgressRule, FqdnAddresses, FqdnSelector, IngressRule, IpBlock, PolicyCondition,
+    PolicyPort, PolicySpec, PolicyStatus, PolicyStatusOfFirewall,
 };
 
 /// API group of both kinds.

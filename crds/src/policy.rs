@@ -130,18 +130,70 @@ pub struct FqdnSelector {
     pub match_regex: Option<String>,
 }
 
-/// What became of the policy.
+/// What became of the policy, behind all firewalls together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
-    /// `deployed` or `ignored`.
+    /// `deployed`, `invalid` (some entries of it are not enforced), `pending` (not in force yet) or `ignored`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// Why it is ignored, or which entries of it are not enforced.
+    /// Why it is ignored or not in force yet, or which entries of it are not enforced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
+    /// Version of the spec that the status is about. Smaller than metadata.generation: an edit was not judged yet.
+    #[serde(rename = "observedGeneration", skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// `Deployed`: all that is valid of it is in force. `Valid`: every entry of it can be enforced.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Vec<PolicyCondition>>,
+    /// What each firewall says, where there are several; above is the worst of it.
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub firewalls: Option<Vec<PolicyStatusOfFirewall>>,
     /// Addresses learned for each DNS selector.
+    #[schemars(extend("x-kubernetes-map-type" = "atomic"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fqdn_state: Option<BTreeMap<String, Vec<FqdnAddresses>>>,
+}
+
+/// One aspect of the state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyCondition {
+    /// `Deployed` or `Valid`.
+    pub r#type: String,
+    /// `True`, `False` or `Unknown`.
+    pub status: String,
+    /// Why, in one word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// When the status of the condition changed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "date-time"))]
+    pub last_transition_time: Option<String>,
+    /// Version of the spec that the condition is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+}
+
+/// What one firewall says of a policy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyStatusOfFirewall {
+    /// Name of the Firewall.
+    pub name: String,
+    /// As `state` of the whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// As `message` of the whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// Version of the spec that this firewall has judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
 }
 
 /// The addresses learned for one name and family.
