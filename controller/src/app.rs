@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use fw_kube::Credentials;
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,12 +27,13 @@ use crate::persist::{self, AddressRecord};
 use crate::problems::Problems;
 use crate::reconcile::worker::{self, Job, Outputs};
 use crate::reconcile::{Reconciler, View};
+use crate::source::cluster::ApiServer;
 use crate::source::manifests::ManifestDirectory;
 use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, fault, metrics, names};
+use crate::{addresses, cluster, fault, metrics, names};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -42,13 +44,15 @@ const PAUSE: Duration = Duration::from_secs(10);
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     say_what_is_ignored(&args);
     fault::check().map_err(anyhow::Error::msg)?;
-    anyhow::ensure!(
-        !files::covers(&args.manifests, &args.state_dir),
-        "the state directory {} lies in the manifest directory {}, where its files would be read as manifests; \
-         give another --state-dir",
-        args.state_dir.display(),
-        args.manifests.display()
-    );
+    if let Some(manifests) = &args.manifests {
+        anyhow::ensure!(
+            !files::covers(manifests, &args.state_dir),
+            "the state directory {} lies in the manifest directory {}, where its files would be read as \
+             manifests; give another --state-dir",
+            args.state_dir.display(),
+            manifests.display()
+        );
+    }
     let state = persist::open(&args.state_dir)?;
     let identity = Identity::of_this_process().inspect_err(|error| warn!("no boot id: {error}")).ok();
     let remembered =
@@ -98,7 +102,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     names.set_jobs(jobs.clone());
     watch_table(port, jobs.clone());
 
-    let source: Box<dyn Source> = Box::new(ManifestDirectory::new(args.manifests.clone(), &kept));
+    let source = source(args, kept, &problems);
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
     let rescan = Arc::new(Notify::new());
@@ -159,6 +163,17 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
         warn!("the reconciler did not finish in time");
     }
     Ok(())
+}
+
+/// Where objects come from.
+fn source(args: &RunArgs, kept: Groups, problems: &Problems) -> Box<dyn Source> {
+    if let Some(manifests) = &args.manifests {
+        return Box::new(ManifestDirectory::new(manifests.clone(), &kept));
+    }
+    let credentials = Credentials::find(args.kubeconfig.as_deref());
+    let description = format!("API server of {}", credentials.describe());
+    let cluster = cluster::start(credentials);
+    Box::new(ApiServer::new(description, cluster.cluster, cluster.relist, kept, problems.clone()))
 }
 
 fn say_what_is_ignored(args: &RunArgs) {

@@ -1,9 +1,10 @@
 //! The command line: every flag of every subcommand, in one place.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// Where the running controller keeps what must survive it.
@@ -52,15 +53,19 @@ pub enum LogLevel {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Enforce the manifests in a directory and follow its changes
+    /// Enforce what a cluster, or a directory of manifests, asks for, and follow its changes
     #[command(
-        long_about = "Enforces the manifests in a directory and follows its changes.\n\n\
+        long_about = "Enforces the objects of a cluster, or of a directory of manifests, and follows their changes.\n\n\
+        Without --manifests the API server is asked: ClusterwideNetworkPolicies and Firewalls in namespace firewall, and \
+        all Services. While it is away everything stays as it is; after a restart what was known last is enforced \
+        until everything has been listed again.\n\n\
         DIR is read with its subdirectories (8 levels; links to directories are not followed): files *.yaml, \
         *.yml and *.json; names that start with '.' or '#' or end in '~' are ignored. A file that does not parse \
         keeps the objects it last had; a removed file removes its objects; a directory that is missing changes \
         nothing. SIGHUP reads everything again. SIGTERM stops the controller and leaves the rules in the kernel; \
         `firewall-controller flush` removes them.",
         after_help = "Examples:\n  \
+        firewall-controller run --kubeconfig /etc/firewall-controller/kubeconfig\n  \
         firewall-controller run --manifests /etc/firewall-controller/manifests\n  \
         firewall-controller run --manifests deploy/examples/lab \\\n    --state-dir /tmp/fw --control-socket /tmp/fw.sock"
     )]
@@ -143,6 +148,20 @@ pub enum Command {
     },
 }
 
+/// The command line with the `run` that unit files of today's product do not write: they have flags only.
+pub fn with_subcommand(words: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let words: Vec<OsString> = words.collect();
+    let command = Cli::command();
+    let is_other = |word: &OsString| {
+        let own = ["-h", "--help", "-V", "--version", "help"].iter().any(|own| word == own);
+        own || command.get_subcommands().any(|sub| word == sub.get_name())
+    };
+    let flags_only = words.len() > 1 && !words.iter().skip(1).any(is_other);
+    let mut words = words.into_iter();
+    let program = words.next();
+    program.into_iter().chain(flags_only.then(|| OsString::from("run"))).chain(words)
+}
+
 /// `:8080`, as Go programs take it, is port 8080 of every address.
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
@@ -152,9 +171,13 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// `run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Directory of manifests.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: PathBuf,
+    /// Directory of manifests, in place of an API server.
+    #[arg(long, value_name = "DIR", conflicts_with = "kubeconfig")]
+    pub manifests: Option<PathBuf>,
+    /// Kubeconfig of the API server whose objects are enforced; it may come later, and be replaced at any time. Not given:
+    /// the first file of $KUBECONFIG, else the service account of the pod, else ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// Where the last complete set of objects and the counters are kept across restarts; not below the manifests.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
@@ -329,9 +352,39 @@ mod tests {
     }
 
     #[test]
-    fn manifests_are_required() {
-        let error = Cli::try_parse_from(["firewall-controller", "run"]).unwrap_err().to_string();
-        assert!(error.contains("--manifests"), "{error}");
+    fn objects_come_from_one_place() {
+        let both = ["firewall-controller", "run", "--manifests", "/m", "--kubeconfig", "/k"];
+        let error = Cli::try_parse_from(both).unwrap_err().to_string();
+        assert!(error.contains("--manifests") && error.contains("--kubeconfig"), "{error}");
+        assert_eq!(run_args("--kubeconfig /k").kubeconfig.as_deref(), Some(std::path::Path::new("/k")));
+    }
+
+    #[test]
+    fn flags_without_a_subcommand_mean_run() {
+        let with = |text: &str| -> Vec<String> {
+            let words = std::iter::once("firewall-controller").chain(text.split_whitespace());
+            with_subcommand(words.map(OsString::from))
+                .map(|word| word.into_string().unwrap())
+                .skip(1)
+                .collect()
+        };
+        assert_eq!(
+            with("--log-level debug --firewall-name fw1"),
+            ["run", "--log-level", "debug", "--firewall-name", "fw1"]
+        );
+        assert_eq!(with("--kubeconfig=/k"), ["run", "--kubeconfig=/k"]);
+        for others in [
+            "",
+            "--help",
+            "-h",
+            "--version",
+            "-V",
+            "status",
+            "--log-level debug status",
+            "run --manifests /m",
+        ] {
+            assert_eq!(with(others).join(" "), others);
+        }
     }
 
     #[test]

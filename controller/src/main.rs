@@ -3,10 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use fw_controller::{commands, config::Cli, telemetry};
+use fw_controller::config::{self, Cli};
+use fw_controller::{commands, telemetry};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(config::with_subcommand(std::env::args_os()));
     telemetry::start(cli.log_level);
     commands::execute(cli.command)
 }

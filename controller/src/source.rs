@@ -8,6 +8,7 @@ use std::sync::Arc;
 use fw_intake::{Finding, Manifest};
 use tokio::sync::{Notify, watch};
 
+pub mod cluster;
 mod documents;
 pub mod files;
 pub mod manifests;
@@ -45,11 +46,14 @@ impl Snapshot {
 pub struct SourceCounters {
     /// Listings made.
     pub scans: u64,
+    /// Objects that an API server said have changed, one by one.
+    #[serde(default)]
+    pub events: u64,
     /// Files read and parsed.
     pub files_parsed: u64,
     /// Files that could not be parsed.
     pub parse_errors: u64,
-    /// Files or directories that could not be read, or passed a bound.
+    /// Files or directories that could not be read, or passed a bound; requests to an API server that failed.
     pub read_errors: u64,
     /// Times the kernel's event queue overflowed; each one led to reading everything again.
     pub queue_overflows: u64,
