@@ -14,11 +14,13 @@ pub mod cluster;
 pub mod connection;
 pub mod report;
 mod watcher;
+pub mod write;
 
 pub use cluster::{Cluster, Figures, Listed, Object, Watched};
 pub use connection::{Connection, Credentials};
-pub use report::{Complaint, FirewallReport, PolicyReport, Report};
+pub use report::{Complaint, FirewallReport, PolicyReport, PolicyState, Report};
 pub use watcher::watch;
+pub use write::{Tally, WriteFigures};
 
 /// The namespace in which our objects are.
 pub const NAMESPACE: &str = fw_crds::NAMESPACE;

@@ -10,10 +10,11 @@ use fw_intake::Id;
 /// is written.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
-    /// Name of this firewall: part of field managers and of what several firewalls keep apart by.
+    /// Name of this machine. Two machines that take their settings from one Firewall are told apart by it.
     pub firewall: String,
-    /// About each ClusterwideNetworkPolicy that was judged, those of other namespaces too.
-    pub policies: BTreeMap<Id, PolicyReport>,
+    /// About each ClusterwideNetworkPolicy that was judged, those of other namespaces too. The same `Arc` as long as it is
+    /// the same.
+    pub policies: BTreeMap<Id, Arc<PolicyReport>>,
     /// The Firewall object that is this machine's, with its status; `None`: there is none.
     pub own: Option<FirewallReport>,
     /// What events are to be there for.
@@ -27,14 +28,46 @@ pub struct PolicyReport {
     pub generation: i64,
     /// The object that was judged.
     pub uid: String,
-    /// `status.state`: `deployed`, `ignored`, `invalid` (some entries are not enforced) or `pending` (not in force yet).
-    pub state: &'static str,
+    /// What became of it.
+    pub state: PolicyState,
     /// `status.message`; empty when all is well.
     pub message: String,
-    /// Reason of the conditions, in CamelCase.
-    pub reason: &'static str,
     /// Addresses of each selector.
     pub fqdn_state: Arc<BTreeMap<String, Vec<FqdnAddresses>>>,
+}
+
+/// What became of a policy, from the best to the worst: of several firewalls the worst one counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PolicyState {
+    /// All of it is in force.
+    Deployed,
+    /// It is in force but for entries that are not valid.
+    Invalid,
+    /// It is not in force yet, or an older version of it is.
+    #[default]
+    Pending,
+    /// Nothing of it is enforced, by what is written in it and in the Firewall.
+    Ignored,
+}
+
+impl PolicyState {
+    /// `status.state`.
+    #[must_use]
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Deployed => "deployed",
+            Self::Invalid => "invalid",
+            Self::Pending => "pending",
+            Self::Ignored => "ignored",
+        }
+    }
+
+    /// What another firewall wrote; a word of a version to come is nothing to rely on.
+    #[must_use]
+    pub fn of_text(text: &str) -> Self {
+        let all = [Self::Deployed, Self::Invalid, Self::Pending, Self::Ignored];
+        all.into_iter().find(|state| state.text() == text).unwrap_or_default()
+    }
 }
 
 /// About the Firewall object.
@@ -42,6 +75,8 @@ pub struct PolicyReport {
 pub struct FirewallReport {
     /// Which one.
     pub id: Id,
+    /// Its uid.
+    pub uid: String,
     /// Its status; bounded in size by the writer.
     pub status: Arc<FirewallStatus>,
     /// `spec.interval`: how often the status is written, in milliseconds.
