@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 version=0.13.2
 seconds=${FUZZ_SECONDS:-10}
-crates=(controller/netlink/fuzz controller/intake/fuzz controller/names/fuzz)
+crates=(bpf/common/fuzz controller/netlink/fuzz controller/intake/fuzz controller/names/fuzz)
 # One for all, so that libFuzzer is compiled once; corpora live there too and grow from run to run.
 target="$PWD/target/fuzz"
 

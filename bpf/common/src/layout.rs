@@ -134,6 +134,18 @@ pub mod counter {
     pub const SLOTS: u32 = 9;
 }
 
+/// Helpers that do not exist, which the programs call; the loader puts something else in their place.
+pub mod call {
+    /// A move of 1 into the result where conntrack is asked, else of 0.
+    pub const CAN_BE_ASKED: u32 = 0x7fca_0000;
+    /// `bpf_xdp_ct_lookup`, or a move of 0.
+    pub const XDP_LOOKUP: u32 = 0x7fca_0001;
+    /// `bpf_skb_ct_lookup`, or a move of 0.
+    pub const SKB_LOOKUP: u32 = 0x7fca_0002;
+    /// `bpf_ct_release`, or a move of 0.
+    pub const RELEASE: u32 = 0x7fca_0003;
+}
+
 /// What the ring buffer `SAMPLES` carries of a dropped packet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,18 +16,23 @@ mod verdict;
 
 pub use layout::{
     ALL_PORTS_CLASS, Allow, CELLS_PER_CLASS, CLASS_HOPS, Cell, Class, Config, LAYOUT, NO_CLASS, Reason,
-    STEPS, Sample, Step, counter, flag, owner,
+    STEPS, Sample, Step, call, counter, flag, owner,
 };
 pub use packet::{
     Address, EXTENSIONS_MAX, Frame, HEADERS_MAX, HEADERS_USUAL, Packet, TAGS_MAX, TCP, UDP, parse, reach,
 };
-pub use verdict::{Tables, Verdict, cell_index, verdict};
+pub use verdict::{Conntrack, Tables, Unasked, Verdict, cell_index, is_judged, verdict};
 
 /// Judges the bytes of a frame; `tags` as in [`parse`]. One entry for tests and fuzzing.
 #[inline(always)]
-pub fn judge(frame: &(impl Frame + ?Sized), tags: u32, tables: &impl Tables) -> Verdict {
+pub fn judge(
+    frame: &(impl Frame + ?Sized),
+    tags: u32,
+    tables: &impl Tables,
+    conntrack: &impl Conntrack,
+) -> Verdict {
     match parse(frame, tags) {
-        Some(packet) => verdict(&packet, tables),
+        Some(packet) => verdict(&packet, tables, conntrack),
         None => Verdict::Pass,
     }
 }

@@ -107,13 +107,18 @@ pub(crate) fn bytes_of(words: [u64; 2]) -> [u8; 16] {
 /// A TCP or UDP packet, or the first fragment of one with its complete transport header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Where it comes from.
+    pub source: Address,
     /// Where it goes.
     pub destination: Address,
     /// [`TCP`] or [`UDP`].
     pub protocol: u8,
+    /// Source port.
+    pub source_port: u16,
     /// Destination port.
     pub port: u16,
-    /// It opens a TCP connection: a whole packet with SYN, and none of ACK, RST and FIN.
+    /// It may be the first of a connection by what stands in it: a whole segment of TCP with SYN and none of ACK, RST
+    /// and FIN, or a whole datagram.
     pub opens: bool,
     /// Sent to a group of stations (group bit of the Ethernet destination).
     pub to_group: bool,
@@ -125,6 +130,16 @@ struct Payload {
     start: u32,
     end: u32,
     fragment: bool,
+}
+
+/// Source and destination.
+type Addresses = (Address, Address);
+
+/// What a transport header says.
+struct Ports {
+    source: u16,
+    destination: u16,
+    opens: bool,
 }
 
 /// Reads a frame that starts with its Ethernet header. `tags` is how many VLAN tags may stand in the bytes: one fewer
@@ -150,13 +165,13 @@ pub fn parse(frame: &(impl Frame + ?Sized), tags: u32) -> Option<Packet> {
         offset += 4;
         depth += 1;
     }
-    let (destination, payload) = match ethertype {
+    let ((source, destination), payload) = match ethertype {
         ETHERTYPE_IPV4 => ipv4(frame, offset)?,
         ETHERTYPE_IPV6 => ipv6(frame, offset)?,
         _ => return None,
     };
-    let (port, opens) = transport(frame, &payload)?;
-    Some(Packet { destination, protocol: payload.protocol, port, opens, to_group })
+    let Ports { source: source_port, destination: port, opens } = transport(frame, &payload)?;
+    Some(Packet { source, destination, protocol: payload.protocol, source_port, port, opens, to_group })
 }
 
 /// How far into a frame [`parse`] reads: to the end of the TCP header where that follows Ethernet and an IP header
@@ -178,7 +193,7 @@ pub fn reach(frame: &(impl Frame + ?Sized)) -> u32 {
 
 /// RFC 791, section 3.1.
 #[inline(always)]
-fn ipv4(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)> {
+fn ipv4(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Addresses, Payload)> {
     let header = frame.read::<20>(offset)?;
     let header_length = u32::from(header[0] & 0x0f) * 4;
     let total = u32::from(u16::from_be_bytes([header[2], header[3]]));
@@ -192,14 +207,15 @@ fn ipv4(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)
     {
         return None;
     }
+    let source = Address::v4([header[12], header[13], header[14], header[15]]);
     let destination = Address::v4([header[16], header[17], header[18], header[19]]);
     let (start, end) = (offset + header_length, offset + total);
-    Some((destination, Payload { protocol: header[9], start, end, fragment: more }))
+    Some(((source, destination), Payload { protocol: header[9], start, end, fragment: more }))
 }
 
 /// RFC 8200, sections 3 and 4.
 #[inline(always)]
-fn ipv6(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)> {
+fn ipv6(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Addresses, Payload)> {
     let header = frame.read::<40>(offset)?;
     let length = u32::from(u16::from_be_bytes([header[4], header[5]]));
     let end = offset + 40 + length;
@@ -207,11 +223,12 @@ fn ipv6(frame: &(impl Frame + ?Sized), offset: u32) -> Option<(Address, Payload)
     if header[0] >> 4 != 6 || length == 0 || end > frame.length() {
         return None;
     }
-    let mut destination = [0; 16];
+    let (mut source, mut destination) = ([0; 16], [0; 16]);
+    source.copy_from_slice(&header[8..24]);
     destination.copy_from_slice(&header[24..40]);
     let payload =
         extensions(frame, Payload { protocol: header[6], start: offset + 40, end, fragment: false })?;
-    Some((Address::v6(destination), payload))
+    Some(((Address::v6(source), Address::v6(destination)), payload))
 }
 
 /// Follows extension headers until one is none.
@@ -254,9 +271,10 @@ fn extensions(frame: &(impl Frame + ?Sized), first: Payload) -> Option<Payload> 
     Some(Payload { protocol, start, end, fragment })
 }
 
-/// Destination port, and whether it opens a TCP connection (RFC 9293, section 3.1; RFC 768).
+/// RFC 9293, section 3.1; RFC 768. A fragment opens nothing: were it bounced, the rest of its packet would wait for it in
+/// the kernel until it times out.
 #[inline(always)]
-fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<(u16, bool)> {
+fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<Ports> {
     let Payload { protocol, start, end, fragment } = *payload;
     if start > HEADERS_MAX || start > end {
         return None;
@@ -272,9 +290,8 @@ fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<(u16, b
             if header_length < 20 || header_length > room {
                 return None;
             }
-            // A fragment is never bounced: the rest of its packet would wait for it in the kernel until it times out.
             let opens = !fragment && header[13] & (SYN | ACK | RST | FIN) == SYN;
-            Some((u16::from_be_bytes([header[2], header[3]]), opens))
+            Some(ports([header[0], header[1], header[2], header[3]], opens))
         }
         UDP => {
             if room < 8 {
@@ -286,8 +303,14 @@ fn transport(frame: &(impl Frame + ?Sized), payload: &Payload) -> Option<(u16, b
             if length < 8 || (!fragment && length > room) {
                 return None;
             }
-            Some((u16::from_be_bytes([header[2], header[3]]), false))
+            Some(ports([header[0], header[1], header[2], header[3]], !fragment))
         }
         _ => None,
     }
+}
+
+/// The first four bytes of TCP's and UDP's headers.
+#[inline(always)]
+fn ports([a, b, c, d]: [u8; 4], opens: bool) -> Ports {
+    Ports { source: u16::from_be_bytes([a, b]), destination: u16::from_be_bytes([c, d]), opens }
 }

@@ -1,11 +1,13 @@
 //! What becomes of a packet.
 
 use crate::layout::{CELLS_PER_CLASS, CLASS_HOPS, Config, NO_CLASS, Reason, Step, flag};
-use crate::packet::{Address, Packet, TCP, bytes_of};
+use crate::packet::{Address, Packet, TCP, UDP, bytes_of};
 use crate::{Allow, Class};
 
 const PORT_DNS: u16 = 53;
 const PORT_DOT: u16 = 853;
+/// A DHCP client's: what it is offered may be sent to the address that it does not have yet (RFC 2131, section 4.1).
+const PORT_DHCP_CLIENT: u16 = 68;
 
 /// The maps, the configuration and the clock.
 pub trait Tables {
@@ -40,6 +42,41 @@ pub trait Tables {
     }
 }
 
+/// The kernel's table of connections, where it can be asked.
+pub trait Conntrack {
+    /// Whether it can be. If not, only openings of TCP connections are bounced: every datagram could be one of a live
+    /// connection.
+    fn can_be_asked(&self) -> bool;
+    /// Whether a connection has packets with these addresses and ports, in either direction. Asked last, for what would
+    /// be bounced: it costs as much as all the rest.
+    fn knows(&self, packet: &Packet) -> bool;
+}
+
+/// Conntrack cannot be asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Unasked;
+
+impl Conntrack for Unasked {
+    #[inline(always)]
+    fn can_be_asked(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn knows(&self, _packet: &Packet) -> bool {
+        false
+    }
+}
+
+/// Whether a packet may be bounced, unless something allows it. Other segments of TCP without a connection are left to
+/// nftables: by sysctl nf_conntrack_tcp_loose they are new or invalid, which it counts apart; and conntrack would be asked
+/// about every answer of a server inside.
+#[inline(always)]
+#[must_use]
+pub fn is_judged(packet: &Packet, conntrack: &impl Conntrack) -> bool {
+    packet.opens && (packet.protocol == TCP || (packet.protocol == UDP && conntrack.can_be_asked()))
+}
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
@@ -53,10 +90,10 @@ pub enum Verdict {
 
 /// Judges a packet; frames that [`crate::parse`] cannot read pass.
 ///
-/// Names come first and only ever add a mark. What is dropped is what nftables would drop as well: an opening of a
-/// TCP connection that no name, no prefix of the static table and no interception holds.
+/// Names come first and only ever add a mark. What is dropped is what nftables would drop as well: what opens a
+/// connection that no name, no prefix of the static table and no interception holds, nor conntrack as a live one.
 #[inline(always)]
-pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
+pub fn verdict(packet: &Packet, tables: &impl Tables, conntrack: &impl Conntrack) -> Verdict {
     if packet.to_group || packet.destination.stays_on_the_link() {
         return Verdict::Pass;
     }
@@ -70,13 +107,14 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
             return if index == 0 { Verdict::Pass } else { Verdict::Stamp(index) };
         }
     }
-    if !packet.opens || packet.protocol != TCP {
+    if !is_judged(packet, conntrack) {
         return Verdict::Pass;
     }
     let config = tables.config();
     if config.flags & flag::BOUNCE == 0
         || (packet.port == PORT_DNS && config.flags & flag::DNS != 0)
         || (packet.port == PORT_DOT && config.flags & flag::DOT != 0)
+        || (packet.port == PORT_DHCP_CLIENT && packet.protocol == UDP)
     {
         return Verdict::Pass;
     }
@@ -85,6 +123,9 @@ pub fn verdict(packet: &Packet, tables: &impl Tables) -> Verdict {
         Address::V6(words) => tables.static6(&bytes_of(*words)),
     };
     if tables.index_in(prefix.unwrap_or(NO_CLASS), packet.protocol, packet.port).is_some() {
+        return Verdict::Pass;
+    }
+    if conntrack.can_be_asked() && conntrack.knows(packet) {
         return Verdict::Pass;
     }
     // Each class holds what all later ones hold, so the first one says what was ever allowed.

@@ -13,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: hold PINS INTERFACE ADDRESS".into());
     };
     let sizes = Sizes { ipv4: 64, ipv6: 64, prefixes: 64, sample_bytes: 65_536 };
-    let mut datapath = Datapath::open(&Options { pins: PathBuf::from(pins), sizes })?;
+    let mut datapath = Datapath::open(&Options { pins: PathBuf::from(pins), sizes, conntrack: true })?;
     datapath.put_class(2, &[Cell { protocol: TCP, first: 443, last: 443, index: 7, ..Cell::default() }])?;
     let mut allow = Allow::default();
     allow.steps[0] = Step { until_ns: u64::MAX, class: 2, reserved: 0 };

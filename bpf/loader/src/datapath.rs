@@ -47,6 +47,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// Ask conntrack where the kernel can be asked; else only openings of TCP connections are bounced.
+    pub conntrack: bool,
 }
 
 /// What [`Datapath::open`] found.
@@ -84,6 +86,7 @@ const SKB_SIZE: usize = 192;
 pub struct Datapath {
     folders: Folders,
     opened: Opened,
+    unasked: Option<String>,
     programs: BTreeMap<Program, OwnedFd>,
     config: Map<u32, Config>,
     allow4: Map<[u8; 4], Allow>,
@@ -107,7 +110,7 @@ impl Datapath {
         let folders = Folders::new(&options.pins);
         bpffs::ensure(&folders.root)?;
         let lock = bpffs::lock(&folders.root)?;
-        let opened = open::prepare(&folders, &options.sizes)?;
+        let (opened, unasked) = open::prepare(&folders, options)?;
         let maps = &folders.maps;
         let raw = |name: &str| sys::get(&maps.join(name)).context(|| format!("opening the map {name}"));
         let (mut classes, content) = Classes::adopt(Map::open(maps, "CLASSES")?)?;
@@ -124,6 +127,7 @@ impl Datapath {
         Ok(Self {
             folders,
             opened,
+            unasked,
             programs,
             config,
             allow4,
@@ -142,6 +146,13 @@ impl Datapath {
     #[must_use]
     pub fn opened(&self) -> Opened {
         self.opened
+    }
+
+    /// Why the programs do not ask conntrack; `None` if they do. Then they also bounce datagrams, and no packet of a live
+    /// connection.
+    #[must_use]
+    pub fn unasked(&self) -> Option<&str> {
+        self.unasked.as_deref()
     }
 
     /// Puts the data path on an interface of this network namespace, or changes its mode. While it changes, TCX

@@ -16,6 +16,7 @@ mod classes;
 mod datapath;
 mod error;
 mod inventory;
+mod kfunc;
 mod links;
 mod map;
 mod nic;

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use fw_bpf_common::{Allow, Class, Config, LAYOUT};
 
-use crate::datapath::{Opened, Sizes};
+use crate::datapath::{Opened, Options, Sizes};
 use crate::error::{Context as _, Error};
+use crate::kfunc::{self, Kfuncs};
 use crate::map::Map;
 use crate::object::{self, Program};
 use crate::prefixes::Trie6;
@@ -49,23 +50,39 @@ impl Folders {
     }
 }
 
-/// Makes the pins what this version wants.
-pub(crate) fn prepare(folders: &Folders, sizes: &Sizes) -> Result<Opened, Error> {
+/// Makes the pins what this version wants. Beside what was found: why conntrack is not asked, if so.
+pub(crate) fn prepare(folders: &Folders, options: &Options) -> Result<(Opened, Option<String>), Error> {
+    let kfuncs = if options.conntrack { kfunc::find() } else { Err("switched off".to_owned()) };
+    match kfuncs {
+        Err(why) => Ok((prepare_with(folders, &options.sizes, None)?, Some(why))),
+        Ok(kfuncs) => match prepare_with(folders, &options.sizes, Some(&kfuncs)) {
+            // The kernel may have the functions and not take the programs that call them.
+            Err(Error::Load(why)) => {
+                let opened = prepare_with(folders, &options.sizes, None)?;
+                Ok((opened, Some(format!("programs that ask it are not taken: {why}"))))
+            }
+            result => Ok((result?, None)),
+        },
+    }
+}
+
+fn prepare_with(folders: &Folders, sizes: &Sizes, kfuncs: Option<&Kfuncs>) -> Result<Opened, Error> {
     bpffs::remove(&folders.new_maps)?;
     bpffs::remove(&folders.new_programs)?;
     make(&folders.links)?;
-    let wanted = meta(sizes);
+    let wanted = meta(sizes, kfuncs.is_some());
     let opened = judge(read_meta(&folders.maps), &wanted, programs(&folders.programs).is_ok());
     match opened {
         Opened::Adopted => {}
         Opened::Upgraded => {
             make(&folders.new_programs)?;
-            object::load(&folders.maps, &folders.new_programs, sizes)?;
+            object::load(&folders.maps, &folders.new_programs, kfuncs)?;
         }
         Opened::New | Opened::Resized | Opened::Renewed => {
             make(&folders.new_maps)?;
             make(&folders.new_programs)?;
-            object::load(&folders.new_maps, &folders.new_programs, sizes)?;
+            object::make_maps(&folders.new_maps, sizes)?;
+            object::load(&folders.new_maps, &folders.new_programs, kfuncs)?;
             if opened == Opened::Resized {
                 copy(&folders.maps, &folders.new_maps)?;
             }
@@ -103,13 +120,13 @@ pub(crate) fn programs(folder: &Path) -> Result<BTreeMap<Program, OwnedFd>, Erro
     Program::ALL.into_iter().map(open).collect()
 }
 
-fn meta(sizes: &Sizes) -> Meta {
+fn meta(sizes: &Sizes, asks: bool) -> Meta {
     let mut meta = [0; 52];
     let numbers = [LAYOUT, sizes.ipv4, sizes.ipv6, sizes.prefixes, sizes.sample_bytes];
     for (to, from) in meta.chunks_exact_mut(4).zip(numbers) {
         to.copy_from_slice(&from.to_ne_bytes());
     }
-    meta[20..].copy_from_slice(&object::hash());
+    meta[20..].copy_from_slice(&object::hash(asks));
     meta
 }
 
@@ -208,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_is_found_is_judged_by_layout_then_sizes_then_programs() {
-        let ours = meta(&Sizes::default());
+        let ours = meta(&Sizes::default(), true);
         let mut object = ours;
         object[51] ^= 1;
         let mut sizes = ours;
@@ -219,6 +236,7 @@ mod tests {
         assert_eq!(judge(Some(ours), &ours, true), Opened::Adopted);
         assert_eq!(judge(Some(ours), &ours, false), Opened::Upgraded);
         assert_eq!(judge(Some(object), &ours, true), Opened::Upgraded);
+        assert_eq!(judge(Some(meta(&Sizes::default(), false)), &ours, true), Opened::Upgraded);
         assert_eq!(judge(Some(sizes), &ours, true), Opened::Resized);
         assert_eq!(judge(Some(layout), &ours, true), Opened::Renewed);
     }

@@ -1,6 +1,6 @@
 //! bpf(2), as in `linux/bpf.h`: the commands that aya has no public call for.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::{size_of, size_of_val};
 use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use fw_bpf_common::{Allow, Class, Config};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 /// Commands.
 mod command {
@@ -16,11 +17,15 @@ mod command {
     pub(super) const MAP_UPDATE: u32 = 2;
     pub(super) const MAP_DELETE: u32 = 3;
     pub(super) const MAP_NEXT_KEY: u32 = 4;
+    pub(super) const PROG_LOAD: u32 = 5;
     pub(super) const OBJ_PIN: u32 = 6;
     pub(super) const OBJ_GET: u32 = 7;
     pub(super) const TEST_RUN: u32 = 10;
     pub(super) const INFO_BY_FD: u32 = 15;
     pub(super) const PROG_QUERY: u32 = 16;
+    pub(super) const BTF_LOAD: u32 = 18;
+    pub(super) const BTF_FD_BY_ID: u32 = 19;
+    pub(super) const BTF_NEXT_ID: u32 = 23;
     pub(super) const MAP_LOOKUP_BATCH: u32 = 24;
     pub(super) const MAP_UPDATE_BATCH: u32 = 26;
     pub(super) const MAP_DELETE_BATCH: u32 = 27;
@@ -29,6 +34,12 @@ mod command {
     pub(super) const LINK_DETACH: u32 = 34;
 }
 
+/// BPF_PROG_TYPE_SCHED_CLS.
+pub(crate) const PROGRAM_CLASSIFIER: u32 = 3;
+/// BPF_PROG_TYPE_XDP.
+pub(crate) const PROGRAM_XDP: u32 = 6;
+/// BPF_F_XDP_HAS_FRAGS.
+pub(crate) const HAS_FRAGS: u32 = 1 << 5;
 /// BPF_MAP_TYPE_ARRAY.
 const ARRAY: u32 = 2;
 /// Attach type BPF_XDP.
@@ -84,6 +95,15 @@ attributes! {
     LinkCreate { program: u32, ifindex: u32, kind: u32, flags: u32, relative: u32, _pad: u32, revision: u64 }
     LinkUpdate { link: u32, program: u32, flags: u32, old: u32 }
     LinkDetach { link: u32 }
+    BtfLoad { btf: u64, log: u64, size: u32, log_size: u32, log_level: u32, _log_true_size: u32 }
+    Id { id: u32, next: u32, flags: u32 }
+    BtfInfo { btf: u64, size: u32, id: u32, name: u64, name_length: u32, _kernel: u32 }
+    Load {
+        kind: u32, count: u32, instructions: u64, license: u64, log_level: u32, log_size: u32, log: u64,
+        _kernel_version: u32, flags: u32, name: [u8; 16], _ifindex: u32, attach_type: u32, btf: u32,
+        function_size: u32, functions: u64, function_count: u32, line_size: u32, lines: u64, line_count: u32,
+        _attach_btf: u32, _attach_to: u32, _relocations: u32, modules: u64,
+    }
     Test {
         program: u32, retval: u32, data_in_size: u32, data_out_size: u32, data_in: u64, data_out: u64,
         repeat: u32, duration: u32, context_in_size: u32, context_out_size: u32, context_in: u64,
@@ -122,14 +142,133 @@ fn path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
 }
 
-/// An array of `entries` values.
-pub(crate) fn create_array(name: &str, value_size: usize, entries: u32) -> io::Result<OwnedFd> {
-    let mut attributes =
-        Create { kind: ARRAY, key: 4, value: length(value_size)?, entries, ..Create::default() };
-    for (to, from) in attributes.name.iter_mut().take(15).zip(name.bytes()) {
+/// At most 15 bytes and a zero.
+fn short_name(name: &str) -> [u8; 16] {
+    let mut short = [0; 16];
+    for (to, from) in short.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
     }
-    bpf_fd(command::MAP_CREATE, &mut attributes)
+    short
+}
+
+/// Hands type information to the kernel.
+pub(crate) fn btf_load(types: &[u8]) -> io::Result<OwnedFd> {
+    let btf = types.as_ptr() as u64;
+    bpf_fd(command::BTF_LOAD, &mut BtfLoad { btf, size: length(types.len())?, ..BtfLoad::default() })
+}
+
+/// The type information of a loaded module.
+pub(crate) fn module_btf(module: &str) -> io::Result<OwnedFd> {
+    let mut id = 0;
+    loop {
+        let mut next = Id { id, ..Id::default() };
+        bpf(command::BTF_NEXT_ID, &mut next)?;
+        id = next.next;
+        // One that has gone since is none of ours.
+        let Ok(fd) = bpf_fd(command::BTF_FD_BY_ID, &mut Id { id, ..Id::default() }) else { continue };
+        let mut name = [0_u8; 64];
+        let mut info = BtfInfo {
+            name: name.as_mut_ptr() as u64,
+            name_length: length(name.len())?,
+            ..BtfInfo::default()
+        };
+        let size = length(size_of::<BtfInfo>())?;
+        let asked = bpf(
+            command::INFO_BY_FD,
+            &mut Info { fd: raw(&fd), length: size, info: std::ptr::from_mut(&mut info) as u64 },
+        );
+        if asked.is_ok() && name.split(|byte| *byte == 0).next() == Some(module.as_bytes()) {
+            return Ok(fd);
+        }
+    }
+}
+
+/// Has the kernel load its conntrack, if that is a module: the part that answers about it, which is asked for nothing
+/// here, is loaded when it is first spoken to (`nfnetlink_rcv_msg()`), and conntrack with it.
+pub(crate) fn load_conntrack() -> io::Result<()> {
+    /// `struct nlmsghdr` (length, type NFNL_SUBSYS_CTNETLINK and IPCTNL_MSG_CT_GET_STATS, NLM_F_REQUEST) and an empty
+    /// `struct nfgenmsg`.
+    const LENGTH: u32 = 20;
+    const KIND: u16 = (1 << 8) | 5;
+    const REQUEST: u16 = 1;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
+    let message = [&LENGTH.to_ne_bytes()[..], &KIND.to_ne_bytes(), &REQUEST.to_ne_bytes(), &[0; 12]].concat();
+    nix::unistd::write(&socket, &message)?;
+    Ok(())
+}
+
+/// A program with all that the kernel is told about it.
+pub(crate) struct ProgramLoad<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) kind: u32,
+    pub(crate) attach_type: u32,
+    pub(crate) flags: u32,
+    pub(crate) license: &'a CStr,
+    pub(crate) instructions: &'a [[u8; 8]],
+    pub(crate) btf: &'a OwnedFd,
+    /// Size and number of records, and the records.
+    pub(crate) functions: (usize, usize, &'a [u8]),
+    /// As above.
+    pub(crate) lines: (usize, usize, &'a [u8]),
+    /// Descriptors of the types of modules, by the numbers in calls of their functions.
+    pub(crate) modules: &'a [i32],
+}
+
+/// Loads a program, or says why not, with the last words of the verifier.
+pub(crate) fn program_load(program: &ProgramLoad<'_>) -> Result<OwnedFd, (io::Error, String)> {
+    let mut load = load_attributes(program).map_err(|error| (error, String::new()))?;
+    let error = match bpf_fd(command::PROG_LOAD, &mut load) {
+        Ok(fd) => return Ok(fd),
+        Err(error) => error,
+    };
+    let mut log = vec![0_u8; 64 << 10];
+    (load.log, load.log_level) = (log.as_mut_ptr() as u64, 1);
+    load.log_size = length(log.len()).map_err(|error| (error, String::new()))?;
+    match bpf_fd(command::PROG_LOAD, &mut load) {
+        Ok(fd) => Ok(fd),
+        Err(_) => {
+            let text = log.split(|byte| *byte == 0).next().unwrap_or_default();
+            Err((error, String::from_utf8_lossy(text).into_owned()))
+        }
+    }
+}
+
+fn load_attributes(program: &ProgramLoad<'_>) -> io::Result<Load> {
+    let (function_size, functions, function_bytes) = program.functions;
+    let (line_size, lines, line_bytes) = program.lines;
+    Ok(Load {
+        kind: program.kind,
+        count: length(program.instructions.len())?,
+        instructions: program.instructions.as_ptr() as u64,
+        license: program.license.as_ptr() as u64,
+        flags: program.flags,
+        name: short_name(program.name),
+        attach_type: program.attach_type,
+        btf: raw(program.btf),
+        function_size: length(function_size)?,
+        functions: function_bytes.as_ptr() as u64,
+        function_count: length(functions)?,
+        line_size: length(line_size)?,
+        lines: line_bytes.as_ptr() as u64,
+        line_count: length(lines)?,
+        modules: program.modules.as_ptr() as u64,
+        ..Load::default()
+    })
+}
+
+/// An array of `entries` values.
+pub(crate) fn create_array(name: &str, value_size: usize, entries: u32) -> io::Result<OwnedFd> {
+    let name = short_name(name);
+    let value = length(value_size)?;
+    bpf_fd(
+        command::MAP_CREATE,
+        &mut Create { kind: ARRAY, key: 4, value, entries, name, ..Create::default() },
+    )
 }
 
 pub(crate) fn pin(fd: &impl AsFd, at: &Path) -> io::Result<()> {

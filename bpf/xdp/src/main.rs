@@ -1,7 +1,7 @@
 //! The eBPF programs of the data path, over the maps of [`maps`]:
 //!
 //! ```text
-//! frame ─ fw_xdp ───── drops openings of TCP connections that nothing allows, before there is an skb
+//! frame ─ fw_xdp ───── drops what opens a connection that nothing allows, before there is an skb
 //!       └ fw_tcx ───── marks what a name allows, and drops like fw_xdp where that is not attached
 //!         fw_stamp ─── marks only, behind fw_xdp
 //! ```
@@ -13,6 +13,7 @@
 #![feature(asm_experimental_arch)]
 #![allow(unsafe_code, reason = "packet and map memory are raw pointers, checked by the kernel's verifier")]
 
+mod conntrack;
 mod frame;
 mod maps;
 mod report;
@@ -24,8 +25,11 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use fw_bpf_common::{HEADERS_USUAL, TAGS_MAX, Tables as _, Verdict, counter, judge, parse, reach, verdict};
+use fw_bpf_common::{
+    HEADERS_USUAL, TAGS_MAX, Tables as _, Unasked, Verdict, counter, is_judged, judge, parse, reach, verdict,
+};
 
+use conntrack::Of;
 use frame::Linear;
 use maps::Maps;
 use report::{Dropped, report};
@@ -51,11 +55,12 @@ fn bounce(context: &XdpContext, length: u32) -> u32 {
     let Some(packet) = parse(&frame, TAGS_MAX) else {
         return xdp_action::XDP_PASS;
     };
+    let conntrack = Of::xdp(context.as_ptr());
     // Nothing else is ever dropped, and most packets end here.
-    if !packet.opens {
+    if !is_judged(&packet, &conntrack) {
         return xdp_action::XDP_PASS;
     }
-    let Verdict::Bounce(reason) = verdict(&packet, &Maps) else {
+    let Verdict::Bounce(reason) = verdict(&packet, &Maps, &conntrack) else {
         return xdp_action::XDP_PASS;
     };
     let dropped = Dropped { reason, at: counter::XDP, ifindex: context.ingress_ifindex() as u32, length };
@@ -97,7 +102,12 @@ fn stamp<const BOUNCE: bool>(context: &TcContext) -> i32 {
     let frame = Linear::new(context.data(), context.data_end(), length);
     // SAFETY: fields of the context this program was called with.
     let (mark, tagged, ifindex) = unsafe { ((*skb).mark, (*skb).vlan_present != 0, (*skb).ingress_ifindex) };
-    let verdict = judge(&frame, if tagged { TAGS_MAX - 1 } else { TAGS_MAX }, &Maps);
+    let tags = if tagged { TAGS_MAX - 1 } else { TAGS_MAX };
+    let verdict = if BOUNCE {
+        judge(&frame, tags, &Maps, &Of::tcx(context.as_ptr()))
+    } else {
+        judge(&frame, tags, &Maps, &Unasked)
+    };
     let config = Maps.config();
     let (mask, shift) = (config.mark_mask, config.mark_shift & 31);
     // An index that does not fit would be another one's.

@@ -30,7 +30,7 @@ const TTL: u32 = 300;
 pub(crate) fn measure(table: &mut Table) -> Result<()> {
     let ns = Netns::new("bench-entries")?;
     let pins = BpfMount::new("bench-entries")?;
-    let options = Options { pins: pins.path().join("pins"), sizes: Sizes::default() };
+    let options = Options { pins: pins.path().join("pins"), sizes: Sizes::default(), conntrack: true };
     let lines = ns.run(|| rounds(&options))??;
     for (what, pairs, goal) in lines {
         table.add(what, &pairs, goal);

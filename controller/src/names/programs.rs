@@ -73,11 +73,15 @@ impl Programs {
         }
         fw_bpf::probe().map_err(|error| chain(&error))?;
         std::fs::create_dir_all(pins).map_err(|error| format!("{}: {error}", pins.display()))?;
-        fw_bpf::self_test(pins).map_err(|error| chain(&error))?;
-        let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default() };
+        let asks = !(cfg!(feature = "fault-injection") && std::env::var_os("FW_WITHOUT_CONNTRACK").is_some());
+        let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default(), conntrack: asks };
+        fw_bpf::self_test(&options).map_err(|error| chain(&error))?;
         let datapath = Datapath::open(&options).map_err(|error| chain(&error))?;
         let config = datapath.config().map_err(|error| chain(&error))?;
         info!(opened = ?datapath.opened(), pins = %pins.display(), "eBPF programs are ready");
+        if let Some(why) = datapath.unasked() {
+            warn!("of datagrams none are dropped early, conntrack is not asked: {why}");
+        }
         let samples = datapath.samples().map_err(|error| chain(&error));
         let alive = Arc::new(());
         match samples {
@@ -244,6 +248,12 @@ impl Programs {
         })
     }
 
+    /// Whether the early drop asks conntrack, or why not.
+    pub(super) fn conntrack(&self) -> Value {
+        let Some(open) = &self.open else { return Value::Null };
+        open.datapath.unasked().map_or(json!("yes"), |why| json!(format!("no ({})", brief(why))))
+    }
+
     /// Entries and bounds of the maps.
     pub(super) fn map_sizes(&self) -> Value {
         let uses = self.open.as_ref().and_then(|open| open.datapath.map_use().ok()).unwrap_or_default();
@@ -354,7 +364,7 @@ pub fn remove(pins: &Path) -> anyhow::Result<()> {
     if !pins.exists() {
         return Ok(());
     }
-    let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default() };
+    let options = fw_bpf::Options { pins: pins.to_owned(), sizes: Sizes::default(), conntrack: true };
     Datapath::open(&options)?.unload()?;
     Ok(())
 }

@@ -53,9 +53,10 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
         "dataPath": match *site.path.borrow() {
             DataPath::None => "none",
             DataPath::Programs => "eBPF",
-            DataPath::Sets(_) => "nftables sets",
+            DataPath::Sets { .. } => "nftables sets",
         },
         "earlyDrops": site.programs.borrow_mut().drops(),
+        "conntrack": site.programs.borrow().conntrack(),
         "maps": site.programs.borrow_mut().map_sizes(),
         "learned": {
             "names": sizes.names, "maxNames": sizes.max_names,

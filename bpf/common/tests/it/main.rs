@@ -12,10 +12,10 @@
 mod model;
 
 use fw_bpf_common::{
-    Address, Config, Frame, HEADERS_USUAL, Packet, Reason, TAGS_MAX, TCP, UDP, Verdict, flag, judge, owner,
-    parse, reach,
+    Address, Config, Conntrack as _, Frame, HEADERS_USUAL, Packet, Reason, TAGS_MAX, TCP, UDP, Unasked,
+    Verdict, flag, judge, owner, parse, reach,
 };
-use model::{ACK, FIN, Model, RST, Random, SYN, Spec, cell, frame, read};
+use model::{ACK, FIN, Model, RST, Random, SOURCE, SYN, Spec, cell, frame, read};
 use proptest::prelude::*;
 
 const V4: [u8; 4] = [10, 0, 0, 1];
@@ -53,19 +53,20 @@ proptest! {
         for _ in 0..32 {
             let frame = frame(&mut random);
             let expected = read(&frame, 2).map_or(Verdict::Pass, |packet| model.expected(&packet));
-            prop_assert_eq!(judge(&frame[..], 2, &model), expected, "{:02x?}\n{:#?}", frame, model);
+            prop_assert_eq!(judge(&frame[..], 2, &model, &model), expected, "{:02x?}\n{:#?}", frame, model);
         }
     }
 
     #[test]
-    fn only_openings_of_tcp_connections_are_ever_bounced(seed: u64) {
+    fn only_what_opens_is_ever_bounced_and_datagrams_only_where_conntrack_is_asked(seed: u64) {
         let mut random = Random(seed);
         let model = Model::random(&mut random, 1_000_000);
         for _ in 0..32 {
             let frame = frame(&mut random);
-            if let Verdict::Bounce(_) = judge(&frame[..], 2, &model) {
+            if let Verdict::Bounce(_) = judge(&frame[..], 2, &model, &model) {
                 let packet = read(&frame, 2).unwrap();
-                prop_assert!(packet.opens && packet.protocol == TCP);
+                prop_assert!(packet.opens && (packet.protocol == TCP || model.asks));
+                prop_assert!(!(model.asks && model.knows(&packet)), "it lives");
             }
         }
     }
@@ -98,10 +99,19 @@ fn syn(destination: impl Into<std::net::IpAddr>) -> Spec {
 
 #[test]
 fn a_plain_opening_is_read() {
-    let expected =
-        Packet { destination: Address::v4(V4), protocol: TCP, port: 443, opens: true, to_group: false };
+    let (v4, v6, source_port) = SOURCE;
+    let expected = Packet {
+        source: Address::v4(v4.parse::<std::net::Ipv4Addr>().unwrap().octets()),
+        destination: Address::v4(V4),
+        protocol: TCP,
+        source_port,
+        port: 443,
+        opens: true,
+        to_group: false,
+    };
     assert_eq!(packet(&syn(V4)), Some(expected));
-    assert_eq!(packet(&syn(V6)), Some(Packet { destination: Address::v6(V6), ..expected }));
+    let source = Address::v6(v6.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    assert_eq!(packet(&syn(V6)), Some(Packet { source, destination: Address::v6(V6), ..expected }));
 }
 
 #[test]
@@ -122,7 +132,36 @@ fn an_opening_has_syn_and_none_of_ack_rst_and_fin() {
         let opens = packet(&Spec::to(V4, TCP, 1, flags)).unwrap().opens;
         assert_eq!(opens, flags & SYN != 0 && flags & (ACK | RST | FIN) == 0, "{flags:#x}");
     }
-    assert!(!packet(&Spec::to(V4, UDP, 1, SYN)).unwrap().opens);
+}
+
+#[test]
+fn a_whole_datagram_may_open_and_a_fragment_may_not() {
+    let datagram = Spec::to(V4, UDP, 1, 0);
+    assert!(packet(&datagram).unwrap().opens);
+    assert!(!packet(&Spec { fragment: Some((0, true)), ..datagram }).unwrap().opens);
+}
+
+#[test]
+fn a_live_connection_is_never_bounced_and_a_datagram_only_where_conntrack_is_asked() {
+    let mut model = Model { config: Config { flags: flag::BOUNCE, ..Config::default() }, ..Model::default() };
+    model.arrange();
+    model.connections = [(TCP, V4.into(), 443), (UDP, V4.into(), 443)].into();
+    let bounced = Verdict::Bounce(Reason::Policy);
+    for (asks, protocol, port, expected) in [
+        (false, TCP, 443, bounced),
+        (false, UDP, 443, Verdict::Pass),
+        (false, UDP, 444, Verdict::Pass),
+        (true, TCP, 443, Verdict::Pass),
+        (true, TCP, 444, bounced),
+        (true, UDP, 443, Verdict::Pass),
+        (true, UDP, 444, bounced),
+        (true, UDP, 68, Verdict::Pass),
+    ] {
+        model.asks = asks;
+        let frame = Spec::to(V4, protocol, port, SYN).encode();
+        assert_eq!(judge(&frame[..], 2, &model, &model), expected, "{asks} {protocol} {port}");
+        assert_eq!(judge(&frame[..], 2, &model, &Unasked) == bounced, protocol == TCP);
+    }
 }
 
 #[test]
@@ -210,7 +249,7 @@ fn what_is_neither_a_name_s_nor_a_prefix_s_is_bounced_and_interception_passes() 
     let judged = |flags: u32, port: u16| {
         let mut model = Model { config: Config { flags, ..Config::default() }, ..Model::default() };
         model.arrange();
-        judge(&Spec::to(V4, TCP, port, SYN).encode()[..], 2, &model)
+        judge(&Spec::to(V4, TCP, port, SYN).encode()[..], 2, &model, &model)
     };
     let bounced = Verdict::Bounce(Reason::Policy);
     assert_eq!(judged(0, 443), Verdict::Pass);
@@ -226,7 +265,7 @@ fn the_default_gateway_of_ports_is_the_prefix_table() {
     let mut model = Model { config: Config { flags: flag::BOUNCE, ..Config::default() }, ..Model::default() };
     model.prefixes.insert((std::net::IpAddr::from([10, 0, 0, 0]), 8), vec![cell(TCP, 440, 450, 0)]);
     model.arrange();
-    let judged = |port: u16| judge(&Spec::to(V4, TCP, port, SYN).encode()[..], 2, &model);
+    let judged = |port: u16| judge(&Spec::to(V4, TCP, port, SYN).encode()[..], 2, &model, &model);
     assert_eq!(judged(439), Verdict::Bounce(Reason::Policy));
     assert_eq!(judged(440), Verdict::Pass);
     assert_eq!(judged(450), Verdict::Pass);

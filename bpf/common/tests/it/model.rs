@@ -2,12 +2,12 @@
 //! loader use all of it for the programs in the kernel.
 #![allow(dead_code, reason = "two test binaries, each using its part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fw_bpf_common::{
-    ALL_PORTS_CLASS, Address, Allow, CELLS_PER_CLASS, Cell, Class, Config, NO_CLASS, Packet, Reason, Step,
-    Tables, Verdict, flag,
+    ALL_PORTS_CLASS, Address, Allow, CELLS_PER_CLASS, Cell, Class, Config, Conntrack, NO_CLASS, Packet,
+    Reason, Step, Tables, Verdict, flag,
 };
 
 /// A small generator (SplitMix64): the same numbers from the same seed everywhere.
@@ -172,7 +172,7 @@ pub(crate) fn address(random: &mut Random) -> IpAddr {
 }
 
 fn port(random: &mut Random) -> u16 {
-    random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 53, 80, 443, 853, 1000, 65_535])
+    random.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 53, 68, 80, 443, 853, 1000, 65_535])
 }
 
 /// A frame, often a sound one.
@@ -226,6 +226,22 @@ pub(crate) struct Model {
     /// Network, prefix length, class; each holds what those hold that hold it.
     pub(crate) prefixes: BTreeMap<(IpAddr, u8), Vec<Cell>>,
     pub(crate) slots: BTreeMap<u32, Class>,
+    /// Conntrack can be asked.
+    pub(crate) asks: bool,
+    /// Of live connections: protocol, destination and its port; all frames here come from one source.
+    pub(crate) connections: BTreeSet<(u8, IpAddr, u16)>,
+}
+
+/// Where all frames come from: the address of either family, and the port.
+pub(crate) const SOURCE: (&str, &str, u16) = ("198.51.100.1", "2001:db8:9::1", 0xc001);
+
+pub(crate) fn ip(address: Address) -> IpAddr {
+    match address {
+        Address::V4(word) => IpAddr::from(word.to_ne_bytes()),
+        Address::V6(words) => IpAddr::from(Ipv6Addr::from_bits(u128::from_be_bytes(
+            words.map(u64::to_ne_bytes).concat().try_into().unwrap(),
+        ))),
+    }
 }
 
 pub(crate) fn cell(protocol: u8, first: u16, last: u16, index: u32) -> Cell {
@@ -292,6 +308,10 @@ impl Model {
         }
         model.prefixes(random);
         model.arrange();
+        model.asks = !random.one_in(3);
+        for _ in 0..40 {
+            model.connections.insert((random.pick(&[6, 17]), address(random), port(random)));
+        }
         model
     }
 
@@ -339,12 +359,7 @@ impl Model {
 
     /// What becomes of a packet, said once more.
     pub(crate) fn expected(&self, packet: &Packet) -> Verdict {
-        let destination = match packet.destination {
-            Address::V4(word) => IpAddr::from(word.to_ne_bytes()),
-            Address::V6(words) => IpAddr::from(Ipv6Addr::from_bits(u128::from_be_bytes(
-                words.map(u64::to_ne_bytes).concat().try_into().unwrap(),
-            ))),
-        };
+        let destination = ip(packet.destination);
         let local = match destination {
             IpAddr::V4(address) => {
                 address.is_multicast() || address.is_broadcast() || address.is_link_local()
@@ -374,7 +389,9 @@ impl Model {
         let flags = self.config.flags;
         let intercepted =
             (packet.port == 53 && flags & flag::DNS != 0) || (packet.port == 853 && flags & flag::DOT != 0);
-        if !packet.opens || flags & flag::BOUNCE == 0 || intercepted {
+        let datagram = packet.protocol == 17;
+        let passed = datagram && (!self.asks || packet.port == 68);
+        if !packet.opens || flags & flag::BOUNCE == 0 || intercepted || passed {
             return Verdict::Pass;
         }
         let longest = self
@@ -385,6 +402,9 @@ impl Model {
             })
             .max_by_key(|((_, length), _)| *length);
         if longest.is_some_and(|(_, cells)| hit(cells).is_some()) {
+            return Verdict::Pass;
+        }
+        if self.asks && self.knows(packet) {
             return Verdict::Pass;
         }
         let once = steps.iter().any(|step| hit(&self.classes[&step.class]).is_some());
@@ -403,6 +423,20 @@ pub(crate) fn network(address: IpAddr, length: u8) -> IpAddr {
             let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
             IpAddr::V6((address.to_bits() & mask).into())
         }
+    }
+}
+
+impl Conntrack for Model {
+    fn can_be_asked(&self) -> bool {
+        self.asks
+    }
+
+    fn knows(&self, packet: &Packet) -> bool {
+        let (v4, v6, port) = SOURCE;
+        let from_here = [v4, v6].map(|text| text.parse().unwrap()).contains(&ip(packet.source));
+        from_here
+            && packet.source_port == port
+            && self.connections.contains(&(packet.protocol, ip(packet.destination), packet.port))
     }
 }
 
@@ -463,22 +497,23 @@ pub(crate) fn read(frame: &[u8], tags: u32) -> Option<Packet> {
     let word = |bytes: &[u8], at: usize| {
         Some(usize::from(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?)))
     };
-    let (destination, mut protocol, mut body) = match ethertype {
+    let (source, destination, mut protocol, mut body) = match ethertype {
         0x0800 => {
             let length = usize::from(rest.first()? & 15) * 4;
             let packet = rest.get(..word(rest, 2)?)?;
             if rest[0] >> 4 != 4 || length < 20 || word(packet, 6)? & 0x1fff != 0 {
                 return None;
             }
-            let address: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
-            (Address::v4(address), *packet.get(9)?, packet.get(length..)?)
+            let address = |at| Some(Address::v4(packet.get(at..at + 4)?.try_into().ok()?));
+            (address(12)?, address(16)?, *packet.get(9)?, packet.get(length..)?)
         }
         0x86dd => {
             let body = rest.get(40..)?.get(..word(rest, 4)?)?;
             if rest[0] >> 4 != 6 || body.is_empty() {
                 return None;
             }
-            (Address::v6(rest[24..40].try_into().ok()?), rest[6], body)
+            let address = |at: usize| Some(Address::v6(rest[at..at + 16].try_into().ok()?));
+            (address(8)?, address(24)?, rest[6], body)
         }
         _ => return None,
     };
@@ -506,7 +541,7 @@ pub(crate) fn read(frame: &[u8], tags: u32) -> Option<Packet> {
         (protocol, position) = (next, position + 1);
         body = body.get(length..)?;
     }
-    let port = word(body, 2)? as u16;
+    let (source_port, port) = (word(body, 0)? as u16, word(body, 2)? as u16);
     let opens = match protocol {
         6 => {
             let length = usize::from(body.get(12)? >> 4) * 4;
@@ -520,9 +555,9 @@ pub(crate) fn read(frame: &[u8], tags: u32) -> Option<Packet> {
             if body.len() < 8 || length < 8 || (!fragment && length > body.len()) {
                 return None;
             }
-            false
+            !fragment
         }
         _ => return None,
     };
-    Some(Packet { destination, protocol, port, opens, to_group: frame[0] & 1 == 1 })
+    Some(Packet { source, destination, protocol, source_port, port, opens, to_group: frame[0] & 1 == 1 })
 }

@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let pins = PathBuf::from(format!("/run/fw-bpf-bench-{}", std::process::id()));
-    let mut datapath = Datapath::open(&Options { pins, sizes: Sizes::default() })?;
+    let mut datapath = Datapath::open(&Options { pins, sizes: Sizes::default(), conntrack: true })?;
     let result = measure(&mut datapath);
     datapath.unload()?;
     let table = result?;

@@ -1,14 +1,14 @@
 //! The programs judge as the host does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fw_bpf::{Datapath, Program};
+use fw_bpf::{Datapath, Options, Program};
 use fw_bpf_common::{Allow, Config, Reason, Step, TCP, UDP, Verdict, flag, judge};
 use ipnet::IpNet;
 
 use crate::model::{ACK, Model, Random, SYN, Spec, frame};
-use crate::support::{Pins, cell, forever, now_ns};
+use crate::support::{Pins, SMALL, cell, forever, now_ns};
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -70,8 +70,18 @@ fn check(datapath: &Datapath, frame: &[u8], verdict: Verdict, about: &str) {
 
 #[test]
 fn random_packets_are_judged_by_the_kernel_as_on_the_host() {
+    judges_random_packets(true);
+}
+
+#[test]
+fn random_packets_are_judged_as_on_the_host_where_conntrack_is_not_asked() {
+    judges_random_packets(false);
+}
+
+fn judges_random_packets(asks: bool) {
     let pins = Pins::new();
-    let mut datapath = pins.open();
+    let mut datapath = Datapath::open(&Options { conntrack: asks, ..pins.options(SMALL) }).unwrap();
+    assert_eq!(datapath.unasked().is_none(), asks, "{:?}", datapath.unasked());
     let first = now_ns();
     let (mut passed, mut stamped) = (0_u64, 0_u64);
     let mut bounced = [0_u64; 2];
@@ -79,11 +89,12 @@ fn random_packets_are_judged_by_the_kernel_as_on_the_host() {
     for seed in first..first + 40 {
         let about = format!("seed {seed}");
         let mut random = Random(seed);
-        let model = Model::random(&mut random, now_ns());
+        // Conntrack of this namespace knows none of them.
+        let model = Model { asks, connections: BTreeSet::new(), ..Model::random(&mut random, now_ns()) };
         fill(&mut datapath, &model);
         for _ in 0..150 {
             let frame = frame(&mut random);
-            let verdict = judge(&frame[..], 2, &model);
+            let verdict = judge(&frame[..], 2, &model, &model);
             check(&datapath, &frame, verdict, &about);
             passed += u64::from(verdict == Verdict::Pass);
             stamped += u64::from(matches!(verdict, Verdict::Stamp(_)));
@@ -108,6 +119,7 @@ fn a_corpus_of_awkward_packets_is_judged_as_on_the_host() {
     let mut model = Model {
         config: Config { flags: flag::BOUNCE, mark_mask: 0xffff, ..Config::default() },
         now: now_ns(),
+        asks: true,
         ..Model::default()
     };
     model.classes.insert(2, vec![cell(TCP, 443, 443, 7), cell(UDP, 443, 443, 8)]);
@@ -137,7 +149,7 @@ fn a_corpus_of_awkward_packets_is_judged_as_on_the_host() {
         let frame = spec.encode();
         for length in [frame.len(), frame.len() - 1, 34, 14] {
             let frame = &frame[..length.min(frame.len())];
-            let verdict = judge(frame, 2, &model);
+            let verdict = judge(frame, 2, &model, &model);
             stamped += u32::from(matches!(verdict, Verdict::Stamp(_)));
             check(&datapath, frame, verdict, &format!("{spec:?}"));
         }

@@ -20,7 +20,7 @@ impl Pins {
     }
 
     pub(crate) fn options(&self, sizes: Sizes) -> Options {
-        Options { pins: self.0.clone(), sizes }
+        Options { pins: self.0.clone(), sizes, conntrack: true }
     }
 
     pub(crate) fn open(&self) -> Datapath {

@@ -51,19 +51,20 @@ struct Tally {
     mix: Mix,
     bounced: u64,
     bounced_by_name_over: u64,
+    bounced_datagrams: u64,
     stamped: u64,
     live: live::Tally,
 }
 
 impl Tally {
-    fn check(&self, mode: Mode) -> Result<()> {
+    fn check(&self, mode: Mode, asks: bool) -> Result<()> {
         self.mix.check()?;
         let by_name = self.mix.reasons.get("name").copied().unwrap_or(0);
-        let Self { bounced, bounced_by_name_over: over, stamped, .. } = self;
+        let Self { bounced, bounced_by_name_over: over, bounced_datagrams: datagrams, stamped, .. } = self;
         let share = by_name * 100 / self.mix.packets;
         eprintln!(
             "{}: {}; {share} % decided by names; {bounced} dropped early, {over} of them after a name was over, \
-             {stamped} stamped; {}",
+             {datagrams} of them datagrams, {stamped} stamped; {}",
             mode.name(),
             self.mix,
             self.live
@@ -72,7 +73,8 @@ impl Tally {
         let programs = mode != Mode::Off;
         let had = [*bounced > 50, *over > 0, *stamped > 100];
         ensure!(had == [programs; 3], "enough bounced, over, stamped: {had:?}");
-        self.live.check(programs)
+        ensure!((*datagrams > 50) == (programs && asks), "{datagrams} datagrams were dropped early");
+        self.live.check(programs.then_some(asks))
     }
 }
 
@@ -193,7 +195,7 @@ fn compare(site: &mut Site, cases: &[Case], now: Nanos, tally: &mut Tally) -> Re
     let mut fates = Vec::new();
     for Case { packet, shot } in cases {
         let decision = site.set.decide_with(packet, &learned);
-        let (verdict, mark) = site.judge(shot, now)?;
+        let (verdict, mark) = site.judge(shot, false, now)?;
         dynamic.mark = mark;
         let evaluation = evaluate_with(&site.ruleset, packet, &dynamic);
         ensure!(
@@ -205,6 +207,7 @@ fn compare(site: &mut Site, cases: &[Case], now: Nanos, tally: &mut Tally) -> Re
             ensure!(!decision.accepted, "{packet}: dropped early for {reason:?}, but {decision:?}");
             ledger.bounced(reason);
             tally.bounced += 1;
+            tally.bounced_datagrams += u64::from(matches!(shot.packet.body, Body::Udp { .. }));
             tally.bounced_by_name_over += u64::from(reason == Reason::Expired);
         } else {
             ledger.counted(&decision.why);
@@ -329,11 +332,11 @@ fn policies(rng: &mut Rng, world: &World, policies: usize, services: usize) -> R
 }
 
 /// The same packets with and without the early drop.
-fn with_and_without(mode: Mode, rng: &mut Rng) -> Result<(Mix, u64)> {
+fn with_and_without(mode: Mode, asks: bool, rng: &mut Rng) -> Result<(Mix, u64)> {
     let spec = LabSpec::standard(&format!("superset-{}", mode.name()))?;
     let spec = spec.with_second_inside()?.with_second_outside()?;
     let world = World::of(&spec)?;
-    let mut site = Site::new(&spec, mode, 0x00ff_ffff)?;
+    let mut site = Site::new(&spec, mode, asks, 0x00ff_ffff)?;
     Range::new(&site.lab)?.silence_machines()?;
     let (mut mix, before) = (Mix::default(), site.drops()?);
     for _ in 0..4 * soak_factor() {
@@ -378,10 +381,10 @@ fn what_static_rules_accept_is_never_dropped_early() -> Result<()> {
     eprintln!("FW_SEED={seed}");
     let mut rng = Rng::new(seed);
     let (mut all, mut all_dropped) = (Mix::default(), 0);
-    for mode in [Mode::Native, Mode::Generic, Mode::Tcx] {
-        let result = with_and_without(mode, &mut rng);
-        let (mix, dropped) = result.with_context(|| format!("FW_SEED={seed} {}", mode.name()))?;
-        eprintln!("{}: {mix}; {dropped} dropped early", mode.name());
+    for (mode, asks) in [(Mode::Native, true), (Mode::Generic, true), (Mode::Tcx, true), (Mode::Tcx, false)] {
+        let result = with_and_without(mode, asks, &mut rng);
+        let (mix, dropped) = result.with_context(|| format!("FW_SEED={seed} {} {asks}", mode.name()))?;
+        eprintln!("{}, conntrack asked: {asks}: {mix}; {dropped} dropped early", mode.name());
         ensure!(dropped > 0, "FW_SEED={seed} {}: the early drop had nothing to do", mode.name());
         all.add(&mix);
         all_dropped += dropped;
@@ -391,7 +394,7 @@ fn what_static_rules_accept_is_never_dropped_early() -> Result<()> {
     Ok(())
 }
 
-fn run(mode: Mode) -> Result<()> {
+fn run(mode: Mode, asks: bool) -> Result<()> {
     let seed = r#gen::seed();
     eprintln!("FW_SEED={seed} {}", mode.name());
     let mut rng = Rng::new(seed);
@@ -399,17 +402,17 @@ fn run(mode: Mode) -> Result<()> {
     for round in 0..ROUNDS * soak_factor() {
         // The default, one in the middle, and one at the upper end.
         let mark_mask = *rng.pick(&[0x00ff_ffff, 0x000f_ff00, 0xfff0_0000]).context("three")?;
-        play(mode, mark_mask, &mut rng, &mut tally)
+        play(mode, asks, mark_mask, &mut rng, &mut tally)
             .with_context(|| format!("FW_SEED={seed} {} round {round}", mode.name()))?;
     }
-    tally.check(mode).with_context(|| format!("FW_SEED={seed}"))
+    tally.check(mode, asks).with_context(|| format!("FW_SEED={seed}"))
 }
 
-fn play(mode: Mode, mark_mask: u32, rng: &mut Rng, tally: &mut Tally) -> Result<()> {
-    let spec = LabSpec::standard(&format!("oracle-{}", mode.name()))?;
+fn play(mode: Mode, asks: bool, mark_mask: u32, rng: &mut Rng, tally: &mut Tally) -> Result<()> {
+    let spec = LabSpec::standard(&format!("oracle-{}-{}", mode.name(), u8::from(asks)))?;
     let spec = spec.with_second_inside()?.with_second_outside()?;
     let world = World::of(&spec)?;
-    let mut site = Site::new(&spec, mode, mark_mask)?;
+    let mut site = Site::new(&spec, mode, asks, mark_mask)?;
     Range::new(&site.lab)?.silence_machines()?;
     let mut set = policies(rng, &world, 24, 6)?;
     let mut names = r#gen::add_names(rng, &world, &mut set, 12)?.names;
@@ -435,20 +438,35 @@ fn play(mode: Mode, mark_mask: u32, rng: &mut Rng, tally: &mut Tally) -> Result<
 
 #[test]
 fn with_xdp_in_the_driver_names_decide_in_the_kernel_as_in_the_reference() -> Result<()> {
-    run(Mode::Native)
+    run(Mode::Native, true)
 }
 
 #[test]
 fn with_generic_xdp_names_decide_in_the_kernel_as_in_the_reference() -> Result<()> {
-    run(Mode::Generic)
+    run(Mode::Generic, true)
 }
 
 #[test]
 fn with_tcx_alone_names_decide_in_the_kernel_as_in_the_reference() -> Result<()> {
-    run(Mode::Tcx)
+    run(Mode::Tcx, true)
+}
+
+#[test]
+fn with_xdp_that_does_not_ask_conntrack_names_decide_as_in_the_reference() -> Result<()> {
+    run(Mode::Native, false)
+}
+
+#[test]
+fn with_generic_xdp_that_does_not_ask_conntrack_names_decide_as_in_the_reference() -> Result<()> {
+    run(Mode::Generic, false)
+}
+
+#[test]
+fn with_tcx_that_does_not_ask_conntrack_names_decide_as_in_the_reference() -> Result<()> {
+    run(Mode::Tcx, false)
 }
 
 #[test]
 fn without_ebpf_names_decide_in_the_kernel_as_in_the_reference() -> Result<()> {
-    run(Mode::Off)
+    run(Mode::Off, false)
 }

@@ -26,7 +26,7 @@ use fw_testkit::traffic::range::Shot;
 
 use super::super::field::Mode;
 use super::live::Flow;
-use super::tables::{Elements, Known, Programs, cells_of};
+use super::tables::{Connections, Elements, Known, Programs, cells_of};
 
 const SECOND: Nanos = 1_000_000_000;
 /// Entries come and go in labs side by side.
@@ -42,6 +42,8 @@ enum Path {
 pub(super) struct Site {
     pub(super) lab: Lab,
     pub(super) mode: Mode,
+    /// The early drop asks conntrack.
+    pub(super) asks: bool,
     pub(super) set: PolicySet,
     pub(super) ruleset: Ruleset,
     pub(super) tables: Programs,
@@ -59,8 +61,8 @@ pub(super) struct Site {
 }
 
 impl Site {
-    /// A lab in which nothing is allowed yet.
-    pub(super) fn new(spec: &LabSpec, mode: Mode, mark_mask: u32) -> Result<Self> {
+    /// A lab in which nothing is allowed yet. `asks`: the early drop asks conntrack.
+    pub(super) fn new(spec: &LabSpec, mode: Mode, asks: bool, mark_mask: u32) -> Result<Self> {
         let lab = Lab::new(spec)?;
         let mut nft = lab.firewall.run(NetlinkKernel::open)??;
         let Table::Absent = nft.read()? else { bail!("a new namespace has a table already") };
@@ -68,7 +70,9 @@ impl Site {
         let path = match attach(mode) {
             None => Path::Sets(Sets::new(mark_mask)),
             Some(attach) => {
-                let mut datapath = Datapath::open(&Options { pins: bpf.path().join("pins"), sizes: SIZES })?;
+                let pins = bpf.path().join("pins");
+                let mut datapath = Datapath::open(&Options { pins, sizes: SIZES, conntrack: asks })?;
+                ensure!(datapath.unasked().is_none() == asks, "conntrack: {:?}", datapath.unasked());
                 for machine in &lab.inside {
                     let name = machine.firewall_interface().as_str();
                     lab.firewall.run(|| datapath.attach(name, attach))??;
@@ -80,6 +84,7 @@ impl Site {
         Ok(Self {
             lab,
             mode,
+            asks,
             set: PolicySet::default(),
             ruleset: Ruleset::default(),
             tables: Programs::default(),
@@ -244,12 +249,15 @@ impl Site {
         self.elements.dynamic(0, now)
     }
 
-    /// The programs' verdict on a shot, and the mark it has behind them.
-    pub(super) fn judge(&mut self, shot: &Shot, now: Nanos) -> Result<(Verdict, u32)> {
+    /// The programs' verdict on a shot, and the mark it has behind them. `lives`: conntrack has its connection.
+    pub(super) fn judge(&mut self, shot: &Shot, lives: bool, now: Nanos) -> Result<(Verdict, u32)> {
         self.tables.now = now;
         let enters_inside = shot.from < self.lab.inside.len();
         let verdict = match self.path {
-            Path::Programs(_) if enters_inside => judge(&self.frame(shot)?[..], 2, &self.tables),
+            Path::Programs(_) if enters_inside => {
+                let conntrack = Connections { asks: self.asks, lives };
+                judge(&self.frame(shot)?[..], 2, &self.tables, &conntrack)
+            }
             _ => Verdict::Pass,
         };
         let mark = match verdict {

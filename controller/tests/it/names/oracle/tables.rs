@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fw_bpf_common::{Allow, CELLS_PER_CLASS, Cell, Class, Config, NO_CLASS, Tables};
+use fw_bpf_common::{Allow, CELLS_PER_CLASS, Cell, Class, Config, Conntrack, NO_CLASS, Packet, Tables};
 use fw_names::Change;
 use fw_names::change::Nanos;
 use fw_nft::ElementChange;
@@ -122,6 +122,24 @@ impl Tables for Programs {
 
     fn static6(&self, address: &[u8; 16]) -> Option<u32> {
         self.longest(IpAddr::from(*address))
+    }
+}
+
+/// What conntrack says about a packet.
+pub(super) struct Connections {
+    /// It is asked.
+    pub(super) asks: bool,
+    /// It has the packet's connection.
+    pub(super) lives: bool,
+}
+
+impl Conntrack for Connections {
+    fn can_be_asked(&self) -> bool {
+        self.asks
+    }
+
+    fn knows(&self, _packet: &Packet) -> bool {
+        self.lives
     }
 }
 
