@@ -3,7 +3,7 @@
 //! ```text
 //! question ─proxy─▶ resolver ─answer─▶ Decider::release ─▶ Learner ─changes─▶ eBPF maps, or nftables maps
 //!                                            └──────── the answer leaves when they hold it ────────┘
-//! reconciler ─NamePath─▶ Prepare, Withdraw, Install
+//! reconciler ─NamePath─▶ Prepare, Withdraw, StopOtherMarks, Install
 //! ```
 //! One thread, so that an answer costs no lock. The reconciler tells it what is in force, in the order that two kernels'
 //! worth of state need ([`crate::reconcile::NamePath`]).
@@ -61,6 +61,8 @@ pub(crate) enum Command {
     Prepare(Wish, Sender<Prepared>),
     /// See [`NamePath::withdraw`].
     Withdraw(BTreeSet<u32>, Sender<Result<(), String>>),
+    /// See [`NamePath::stop_other_marks`].
+    StopOtherMarks(u32, Sender<Result<bool, String>>),
     /// See [`NamePath::pass_all`].
     PassAll(Sender<()>),
     /// See [`NamePath::install`].
@@ -205,6 +207,10 @@ impl NamePath for Path {
 
     fn withdraw(&mut self, indexes: &BTreeSet<u32>) -> Result<(), String> {
         self.ask(|reply| Command::Withdraw(indexes.clone(), reply))?
+    }
+
+    fn stop_other_marks(&mut self, mask: u32) -> Result<bool, String> {
+        self.ask(|reply| Command::StopOtherMarks(mask, reply))?
     }
 
     fn pass_all(&mut self) {

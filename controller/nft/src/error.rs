@@ -60,6 +60,9 @@ pub enum Error {
         /// Its name.
         set: String,
     },
+    /// What marks packets beside nftables does not follow; said by whoever drives both. Nothing was applied.
+    #[error("packets may still be marked as another ruleset reads marks, so the ruleset stays as it is: {0}")]
+    Marks(String),
     /// The ruleset kept changing while it was read.
     #[error("the ruleset changed {0} times in a row while it was read")]
     Unsteady(u32),

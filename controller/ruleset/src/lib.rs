@@ -12,7 +12,7 @@ mod render;
 mod superset;
 
 pub use compile::dns::dns_armed;
-pub use compile::fqdn::{FQDN_CELLS, FQDN_LEVELS, MAX_FQDN_ADDRESSES, MAX_FQDN_CELLS, fqdn_map};
+pub use compile::fqdn::{FQDN_CELLS, FQDN_LEVELS, FQDN_PORTS, MAX_FQDN_ADDRESSES, MAX_FQDN_CELLS, fqdn_map};
 pub use compile::names::name_chain;
 pub use compile::{Compiled, DEFAULT_CELL_LIMIT, Names, Problem, Stamp, compile, compile_with};
 pub use evaluate::{Dynamic, Evaluation, evaluate, evaluate_with};

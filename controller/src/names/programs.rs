@@ -186,8 +186,29 @@ impl Programs {
         }
     }
 
-    /// What static rules may allow, the mark, and that the rest is dropped early.
-    pub(super) fn install(&mut self, installation: &Installation) -> Result<(), String> {
+    /// Marks nothing until the next installation, unless it marks by this mask. True when it did mark.
+    pub(super) fn stop_other_marks(&mut self, mask: u32) -> Result<bool, String> {
+        let Some(open) = &mut self.open else { return Ok(false) };
+        if [0, mask].contains(&open.config.mark_mask) {
+            return Ok(false);
+        }
+        open.set_config(Config { mark_mask: 0, ..open.config }).map_err(|error| chain(&error))?;
+        Ok(true)
+    }
+
+    /// While others decide: marks nothing and drops nothing early. When the maps are used again their indexes may have
+    /// become those of other entries, and only what is written then counts.
+    pub(super) fn rest(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        let config = Config { mark_mask: 0, flags: open.config.flags & !flag::BOUNCE, ..open.config };
+        if let Err(error) = open.set_config(config) {
+            warn!("eBPF programs go on as before: {}", chain(&error));
+        }
+    }
+
+    /// What static rules may allow, the mark, and that the rest is dropped early. Where `is_written` is false the maps
+    /// of names are not as they should be; a mark that was stopped stays so.
+    pub(super) fn install(&mut self, installation: &Installation, is_written: bool) -> Result<(), String> {
         let Some(open) = &mut self.open else { return Ok(()) };
         let cell = |(protocol, first, last): &(Protocol, u16, u16)| Cell {
             protocol: protocol.number(),
@@ -210,11 +231,12 @@ impl Programs {
         if dns.dot == Encrypted::Allow {
             flags |= flag::DOT;
         }
+        let mask = installation.firewall.fastpath.mark_mask;
         let config = Config {
             flags,
-            mark_mask: installation.firewall.fastpath.mark_mask,
+            mark_mask: if is_written || open.config.mark_mask == mask { mask } else { 0 },
             samples_per_second: samples_per_second(installation.firewall.drop_log.rate),
-            mark_shift: installation.firewall.fastpath.mark_mask.trailing_zeros(),
+            mark_shift: mask.trailing_zeros(),
         };
         open.set_config(config).map_err(|error| chain(&error))?;
         let refused = |why: String| format!("nothing is dropped early, nftables drops it: {why}");
@@ -266,10 +288,22 @@ impl Programs {
 
 impl Open {
     fn set_config(&mut self, config: Config) -> Result<(), fw_bpf::Error> {
-        if self.config != config {
-            self.datapath.set_config(config)?;
-            self.config = config;
+        if self.config == config {
+            return Ok(());
         }
+        if self.config.mark_shift != config.mark_shift {
+            // Programs that run meanwhile may read one of the two before and the other after a write. Under no mask
+            // no index fits, whatever the shift.
+            let unmarked = Config { mark_mask: 0, ..self.config };
+            self.write(unmarked)?;
+            self.write(Config { mark_shift: config.mark_shift, ..unmarked })?;
+        }
+        self.write(config)
+    }
+
+    fn write(&mut self, config: Config) -> Result<(), fw_bpf::Error> {
+        self.datapath.set_config(config)?;
+        self.config = config;
         Ok(())
     }
 }

@@ -40,7 +40,12 @@ pub(super) enum DataPath {
     /// eBPF maps.
     Programs,
     /// nftables maps, by way of the thread that owns the table.
-    Sets(Sets),
+    Sets {
+        /// What they hold.
+        sets: Sets,
+        /// See [`Installation::emptied`].
+        emptied: u64,
+    },
 }
 
 /// See the module.
@@ -121,7 +126,7 @@ impl Site {
 
     /// Brings the data path to what was learned. Done when it has acknowledged that.
     pub(super) async fn push(self: &Rc<Self>) -> Result<(), PushError> {
-        let is_sets = matches!(*self.path.borrow(), DataPath::Sets(_));
+        let is_sets = matches!(*self.path.borrow(), DataPath::Sets { .. });
         let result = if is_sets {
             // On a task of its own: an answer that is given up at its deadline must not leave a list half noted.
             let site = Rc::clone(self);
@@ -174,19 +179,19 @@ impl Site {
         if changes.is_empty() {
             return Ok(());
         }
-        let elements = match &*self.path.borrow() {
-            DataPath::Sets(sets) => sets.elements(&changes, monotonic()),
-            DataPath::None | DataPath::Programs => Vec::new(),
+        let (elements, emptied) = match &*self.path.borrow() {
+            DataPath::Sets { sets, emptied } => (sets.elements(&changes, monotonic()), *emptied),
+            DataPath::None | DataPath::Programs => (Vec::new(), 0),
         };
         let (done, answer) = oneshot::channel();
-        let result = if self.send(Job::Elements(elements, done)) {
+        let result = if self.send(Job::Elements { changes: elements, emptied, done }) {
             answer.await.unwrap_or_else(|_| Err("the reconciler has stopped".to_owned()))
         } else {
             Err("the reconciler has not started".to_owned())
         };
         match &result {
             Ok(()) => {
-                if let DataPath::Sets(sets) = &mut *self.path.borrow_mut() {
+                if let DataPath::Sets { sets, .. } = &mut *self.path.borrow_mut() {
                     sets.confirm(&changes);
                 }
                 self.learner.borrow_mut().confirm(&changes);
@@ -219,8 +224,17 @@ impl Site {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
     }
 
-    /// Reads what a process before this one left in nftables maps.
-    pub(super) async fn adopt_sets(&self, mask: u32) -> Sets {
+    /// Takes nftables maps over as they are: a process before this one left them, or the reconciler has emptied them.
+    pub(super) async fn take_sets_over(&self, mask: u32, emptied: u64) {
+        // A list under way is noted, or given up, in what it was made from.
+        let _turn = self.turn.lock().await;
+        let sets = self.adopt_sets(mask).await;
+        let (allows, classes) = sets.contents();
+        self.learner.borrow_mut().install(allows.clone(), classes.clone());
+        *self.path.borrow_mut() = DataPath::Sets { sets, emptied };
+    }
+
+    async fn adopt_sets(&self, mask: u32) -> Sets {
         let maps = sets::address_maps().chain([sets::CELLS.to_owned()]).collect();
         let (done, answer) = oneshot::channel();
         if !self.send(Job::ReadElements(maps, done)) {
@@ -319,7 +333,7 @@ impl Site {
         match *self.path.borrow() {
             DataPath::None => None,
             DataPath::Programs => Some(Stamp::Program),
-            DataPath::Sets(_) => Some(Stamp::Sets),
+            DataPath::Sets { .. } => Some(Stamp::Sets),
         }
     }
 }

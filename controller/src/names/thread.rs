@@ -24,7 +24,6 @@ use super::fastpath::{self, Choice, Port};
 use super::journal::Journal;
 use super::links::{self, Links};
 use super::programs::Programs;
-use super::sets::Sets;
 use super::site::{DataPath, Site};
 use super::{Command, Options, Wish, encrypted, keeper, show};
 use crate::problems::Problems;
@@ -146,6 +145,9 @@ impl Thread {
             Command::Withdraw(indexes, reply) => {
                 reply.send(self.withdraw(&indexes)).ok();
             }
+            Command::StopOtherMarks(mask, reply) => {
+                reply.send(self.site.programs.borrow_mut().stop_other_marks(mask)).ok();
+            }
             Command::PassAll(reply) => {
                 self.site.programs.borrow_mut().pass_all();
                 reply.send(()).ok();
@@ -250,31 +252,36 @@ impl Thread {
         self.site.relearn(&installation.table);
         if self.choice.attach.is_empty() && !installation.intercepts {
             // Nothing is stamped: there need not be a program.
-            self.site.programs.borrow_mut().detach_all_but(&self.choice.attach);
-            return;
+            let mut programs = self.site.programs.borrow_mut();
+            programs.detach_all_but(&self.choice.attach);
+            return programs.rest();
         }
-        if let Err(error) = self.site.settle_programs() {
-            warn!("the eBPF maps do not hold all that was learned: {}", chain(&error));
+        let settled = self.site.settle_programs();
+        let mut problems = Vec::new();
+        if let Err(error) = &settled {
+            problems.push(format!("the eBPF maps do not hold all that was learned: {}", chain(error)));
+            warn!("{}", problems.concat());
         }
         let mut programs = self.site.programs.borrow_mut();
         programs.detach_all_but(&self.choice.attach);
-        let problem = programs.install(installation).err();
-        self.site.problems.set("early drop", problem.into_iter().collect());
+        // Not before the classes are written: by the new mask the old ones would be marks of other entries.
+        problems.extend(programs.install(installation, settled.is_ok()).err());
+        self.site.problems.set("early drop", problems);
     }
 
     fn install_sets(&mut self, installation: &Arc<Installation>) {
-        self.site.programs.borrow_mut().detach_all_but(&self.choice.attach);
+        let mut programs = self.site.programs.borrow_mut();
+        programs.detach_all_but(&self.choice.attach);
+        programs.rest();
+        drop(programs);
         let (site, installation) = (Rc::clone(&self.site), Arc::clone(installation));
         self.installing = Some(spawn_local(async move {
             while !site.has_jobs() {
                 sleep(Duration::from_millis(5)).await;
             }
-            if site.stamp() != Some(Stamp::Sets) {
-                let mask = installation.firewall.fastpath.mark_mask;
-                let sets: Sets = site.adopt_sets(mask).await;
-                let (allows, classes) = sets.contents();
-                site.learner.borrow_mut().install(allows.clone(), classes.clone());
-                *site.path.borrow_mut() = DataPath::Sets(sets);
+            let emptied = installation.emptied;
+            if !matches!(*site.path.borrow(), DataPath::Sets { emptied: known, .. } if known == emptied) {
+                site.take_sets_over(installation.firewall.fastpath.mark_mask, emptied).await;
             }
             site.learner.borrow_mut().set_table(Arc::clone(&installation.table), monotonic());
             site.relearn(&installation.table);

@@ -4,32 +4,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fw_names::Table;
 use fw_names::indexes::{Indexes, Side};
 use fw_netlink::nft::{ElementData, Verdict};
-use fw_nft::{ElementChange, Observed, TimedElement};
+use fw_nft::{ElementChange, Observed, TimedElement, recognise};
 use fw_policy::{Firewall, NameEntry, PolicySet, Protocol};
 use fw_ruleset::ir::{Family, Key, Value};
-use fw_ruleset::{Names, Stamp};
+use fw_ruleset::{FQDN_CELLS, FQDN_PORTS, Names, Ruleset, Stamp};
 use ipnet::IpNet;
 use tracing::{error, warn};
 
 use super::held::Held;
 use super::{Judged, Reconciler};
 use crate::names::clock::monotonic;
-use crate::names::sets::CELLS;
 
+/// Between the end of marking and the commit: a packet is judged in the softirq that marks it, within microseconds.
+const DRAIN: Duration = Duration::from_millis(20);
 /// How long the redirect stays armed after each sign of life of the proxy (semantics.md section 6).
 pub const ARMED_MS: u64 = 2000;
-/// From this many steps on a transaction may hold the kernel for long enough to matter.
+/// From this weight on a transaction may hold the kernel for long enough to matter.
 const LONG_PLAN: usize = 10_000;
 /// From this many objects on judging them takes long enough to matter.
 const MANY_OBJECTS: usize = 1000;
 /// Objects judged and compiled in a millisecond; measured 20, taken a third of it.
 const OBJECTS_PER_MS: u64 = 7;
-/// Steps of a plan that the kernel takes in a millisecond; measured 150, taken a third of it.
-const STEPS_PER_MS: u64 = 50;
+/// Weight that the kernel takes in a millisecond; measured 200, taken a quarter of it.
+const WEIGHT_PER_MS: u64 = 50;
 
 /// What the reconciler tells those who learn names and stamp packets. Bounded in time; what cannot be done is said in
 /// the status by whoever is behind this.
@@ -45,6 +47,10 @@ pub trait NamePath: Send {
 
     /// Takes indexes out of the data path. `Err`: that could not be confirmed.
     fn withdraw(&mut self, indexes: &BTreeSet<u32>) -> Result<(), String>;
+
+    /// Marks nothing until the next installation, unless it marks by this mask: nftables is about to read marks by
+    /// it. True when something may have been marked otherwise until now. `Err`: it may go on.
+    fn stop_other_marks(&mut self, mask: u32) -> Result<bool, String>;
 
     /// Drops nothing early until the next installation: nftables is about to accept other things.
     fn pass_all(&mut self);
@@ -77,6 +83,9 @@ pub struct Installation {
     pub stamp: Stamp,
     /// Why nothing may be dropped before conntrack has seen it; empty: nothing speaks against it.
     pub obstacles: Vec<String>,
+    /// How often marks were taken out of nftables' maps since the start. What was noted of those maps, or made for
+    /// them, under another number counts no more.
+    pub emptied: u64,
 }
 
 /// For tests and for a firewall that learns nothing.
@@ -98,6 +107,10 @@ impl NamePath for NoNames {
         Ok(())
     }
 
+    fn stop_other_marks(&mut self, _: u32) -> Result<bool, String> {
+        Ok(false)
+    }
+
     fn pass_all(&mut self) {}
 
     fn install(&mut self, _: Option<Arc<Installation>>) {}
@@ -113,7 +126,12 @@ impl Installation {
             intercepts: judged.set.intercepts_dns(),
             stamp: judged.names.stamp,
             obstacles,
+            emptied: 0,
         }
+    }
+
+    fn mask(&self) -> u32 {
+        self.firewall.fastpath.mark_mask
     }
 
     fn indexes(&self) -> BTreeSet<u32> {
@@ -153,11 +171,11 @@ impl Reconciler {
     /// that no chain belongs to any more.
     fn indexes_in_maps(&mut self, mask: u32) -> BTreeSet<u32> {
         let has_maps =
-            matches!(&self.held, Some(Held::Observed(observed)) if observed.sets.contains_key(CELLS));
+            matches!(&self.held, Some(Held::Observed(observed)) if observed.sets.contains_key(FQDN_CELLS));
         if !has_maps {
             return BTreeSet::new();
         }
-        let cells = self.timed_elements(&[CELLS.to_owned()]);
+        let cells = self.timed_elements(&[FQDN_CELLS.to_owned()]);
         let marks = cells.iter().flat_map(|(_, elements)| elements).filter_map(|element| element.mark);
         marks.map(|mark| index_of(mark, mask)).collect()
     }
@@ -192,12 +210,72 @@ impl Reconciler {
     pub(super) fn apply_with_names(&mut self, judged: &Judged) -> Result<(), fw_nft::Error> {
         let before = self.installed.clone();
         let next = self.before_commit(judged);
-        let result = self.apply(&judged.ruleset);
-        if result.is_ok() {
-            self.retire_indexes(&next);
+        let result = self.stop_other_marks(&next).and_then(|()| {
+            crate::fault::point("after-withdraw");
+            self.apply(&judged.ruleset)
+        });
+        match (&result, before) {
+            (Ok(()), _) => {
+                self.retire_indexes(&next);
+                self.after_commit(Some(next));
+            }
+            (Err(_), Some(before)) => {
+                let before = Installation { emptied: next.emptied, ..Installation::clone(&before) };
+                self.after_commit(Some(Arc::new(before)));
+            }
+            // What a process before this one left stays, and so does what it had learned.
+            (Err(_), None) => {}
         }
-        self.after_commit(if result.is_ok() { Some(next) } else { before });
         result
+    }
+
+    /// Before nftables reads marks by another mask nothing carries one of the old: it could be another entry's. Names
+    /// are closed from here to the installation.
+    fn stop_other_marks(&mut self, next: &Installation) -> Result<(), fw_nft::Error> {
+        let known = self.installed.as_ref().map(|held| (held.mask(), held.emptied));
+        let mut marked = false;
+        if known.is_none_or(|(mask, _)| mask != next.mask()) {
+            match self.names.stop_other_marks(next.mask()) {
+                Ok(did_mark) => marked = did_mark,
+                // The first rules of a process do not wait for what cannot be asked.
+                Err(why) if known.is_none() => warn!("packets may still be marked by another mask: {why}"),
+                Err(why) => return Err(fw_nft::Error::Marks(why)),
+            }
+        }
+        if known.map_or(0, |(_, emptied)| emptied) != next.emptied {
+            marked |= self.empty_cells()?;
+        }
+        if marked {
+            std::thread::sleep(DRAIN);
+        }
+        Ok(())
+    }
+
+    /// Takes the marks out of the maps that stand in for eBPF. True when there were some.
+    fn empty_cells(&mut self) -> Result<bool, fw_nft::Error> {
+        let has_cells = match &self.held {
+            Some(Held::Known(known)) => known.sets.contains_key(FQDN_CELLS),
+            Some(Held::Observed(observed)) => observed.sets.contains_key(FQDN_CELLS),
+            Some(Held::Absent | Held::Foreign(_)) | None => false,
+        };
+        if !has_cells {
+            return Ok(false);
+        }
+        let cells = self.kernel.timed_elements(FQDN_CELLS)?;
+        let remove = |cell: TimedElement| ElementChange::Remove(FQDN_CELLS.to_owned(), cell.key);
+        let changes: Vec<ElementChange> = cells.into_iter().map(remove).collect();
+        self.kernel.update_elements(&changes)?;
+        Ok(!changes.is_empty())
+    }
+
+    /// True when the next ruleset reads marks otherwise than the one that the maps which stand in for eBPF were filled
+    /// for.
+    fn is_remarked(&self, next: &Installation, wanted: &Ruleset) -> bool {
+        match (&self.installed, &self.held) {
+            (Some(held), _) => held.mask() != next.mask(),
+            (None, Some(Held::Observed(observed))) => reads_otherwise(observed, wanted),
+            (None, _) => false,
+        }
     }
 
     /// What others do to packets between the early drop and our rules (semantics.md section 6).
@@ -218,14 +296,15 @@ impl Reconciler {
 
     /// Before the commit: what is to go is out of the data path before nftables forgets it.
     fn before_commit(&mut self, judged: &Judged) -> Arc<Installation> {
-        let next = Arc::new(Installation::of(judged, self.obstacles()));
+        let mut next = Installation::of(judged, self.obstacles());
+        let emptied = self.installed.as_ref().map_or(0, |held| held.emptied);
+        next.emptied = emptied + u64::from(self.is_remarked(&next, &judged.ruleset));
+        let next = Arc::new(next);
         let Some(held) = self.installed.clone() else {
             self.names.pass_all();
             return next;
         };
-        let remarked = held.firewall.fastpath.mark_mask != next.firewall.fastpath.mark_mask;
-        let stay = if remarked { BTreeSet::new() } else { next.indexes() };
-        let gone: BTreeSet<u32> = held.indexes().difference(&stay).copied().collect();
+        let gone: BTreeSet<u32> = held.indexes().difference(&next.indexes()).copied().collect();
         if !gone.is_empty()
             && let Err(why) = self.names.withdraw(&gone)
         {
@@ -233,7 +312,6 @@ impl Reconciler {
             // that it does not hold.
             warn!("indexes of names that go may still be in the data path: {why}");
         }
-        crate::fault::point("after-withdraw");
         if held.superset != next.superset || held.firewall.inside != next.firewall.inside {
             self.names.pass_all();
         }
@@ -262,10 +340,10 @@ impl Reconciler {
     }
 
     /// Before a long transaction: nobody can renew while the kernel is busy with it.
-    pub(super) fn arm_through(&mut self, steps: usize) {
-        if steps > LONG_PLAN && !self.armed.is_empty() {
-            let steps = u64::try_from(steps).unwrap_or(u64::MAX);
-            self.renew_armed(ARMED_MS.saturating_add(steps / STEPS_PER_MS));
+    pub(super) fn arm_through(&mut self, weight: usize) {
+        if weight > LONG_PLAN && !self.armed.is_empty() {
+            let weight = u64::try_from(weight).unwrap_or(u64::MAX);
+            self.renew_armed(ARMED_MS.saturating_add(weight / WEIGHT_PER_MS));
         }
     }
 
@@ -286,9 +364,12 @@ impl Reconciler {
         }
     }
 
-    /// Elements of the maps that stand in for eBPF.
-    pub fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), fw_nft::Error> {
-        self.kernel.update_elements(changes)
+    /// Elements of the maps that stand in for eBPF, made under [`Installation::emptied`].
+    pub fn update_elements(&mut self, changes: &[ElementChange], emptied: u64) -> Result<(), String> {
+        if self.installed.as_ref().is_none_or(|installed| installed.emptied != emptied) {
+            return Err("nftables' maps were emptied since".to_owned());
+        }
+        self.kernel.update_elements(changes).map_err(|error| crate::telemetry::chain(&error))
     }
 
     /// The elements of such maps, by map; those that are not there have none.
@@ -296,6 +377,14 @@ impl Reconciler {
         let read = |map: &String| Some((map.clone(), self.kernel.timed_elements(map).ok()?));
         maps.iter().filter_map(read).collect()
     }
+}
+
+/// True when the rule that turns a class into a mark, and looks the mark up, is not there as it is wanted.
+fn reads_otherwise(observed: &Observed, wanted: &Ruleset) -> bool {
+    let Some(chain) = observed.chains.get(FQDN_PORTS) else { return false };
+    let chains = BTreeMap::from([(FQDN_PORTS.to_owned(), chain.clone())]);
+    let held = recognise(&Observed { chains, ..Observed::default() }, wanted);
+    held.chains.get(FQDN_PORTS) != wanted.chains.get(FQDN_PORTS)
 }
 
 /// The index that stands in a mark.

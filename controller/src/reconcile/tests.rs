@@ -8,6 +8,8 @@ use fw_ruleset::{Count, Op};
 use super::*;
 use crate::published::{Key, Published};
 
+mod names;
+
 /// ENOMEM.
 const NO_MEMORY: i32 = 12;
 

@@ -36,7 +36,14 @@ pub enum Job {
     /// The proxy answers by these ways.
     Arm(BTreeSet<(Family, Protocol)>),
     /// Change elements of the maps that stand in for eBPF.
-    Elements(Vec<ElementChange>, oneshot::Sender<Result<(), String>>),
+    Elements {
+        /// What is to change.
+        changes: Vec<ElementChange>,
+        /// The [`super::Installation::emptied`] they were made under.
+        emptied: u64,
+        /// Answered when they are in the kernel, or why not.
+        done: oneshot::Sender<Result<(), String>>,
+    },
     /// Read those maps.
     ReadElements(Vec<String>, oneshot::Sender<Vec<(String, Vec<TimedElement>)>>),
     /// Interfaces or addresses of this machine have changed.
@@ -140,8 +147,8 @@ impl Worker {
                 done.send(()).ok();
             }
             Job::Arm(ways) => self.reconciler.arm(&ways),
-            Job::Elements(changes, done) => {
-                done.send(self.reconciler.update_elements(&changes).map_err(|error| chain(&error))).ok();
+            Job::Elements { changes, emptied, done } => {
+                done.send(self.reconciler.update_elements(&changes, emptied)).ok();
             }
             Job::ReadElements(maps, done) => {
                 done.send(self.reconciler.timed_elements(&maps)).ok();

@@ -8,6 +8,7 @@ mod field;
 mod interception;
 mod kills;
 mod knocker;
+mod mask;
 mod oracle;
 mod refusals;
 mod removal;

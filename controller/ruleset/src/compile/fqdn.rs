@@ -29,7 +29,9 @@ use crate::ir::{
 
 /// Verdict map from mark to counter chain.
 const FQDN: &str = "fqdn";
-const PORTS: &str = "fqdn_ports";
+/// Chain of [`Stamp::Sets`] that turns a class into the mark of an entry and looks that up, by
+/// [`Fastpath::mark_mask`].
+pub const FQDN_PORTS: &str = "fqdn_ports";
 
 /// Map of [`Stamp::Sets`] from class, protocol and ports to the mark of an entry ([`Fastpath::mark_of`]).
 pub const FQDN_CELLS: &str = "fqdn_cells";
@@ -104,7 +106,7 @@ fn add_sets(ruleset: &mut Ruleset, fastpath: &Fastpath) -> Vec<Rule> {
             let addresses = SetKind::Learned { size: MAX_FQDN_ADDRESSES };
             ruleset.sets.insert(map.clone(), learned(vec![address_field(family)], addresses));
             let class = Statement::SetMarkByMap { key: vec![destination(family)], map };
-            rules.push(rule([class, goto(PORTS)]));
+            rules.push(rule([class, goto(FQDN_PORTS)]));
         }
         ruleset.chains.insert(levels_chain(family), chain(rules));
     }
@@ -115,7 +117,7 @@ fn add_sets(ruleset: &mut Ruleset, fastpath: &Fastpath) -> Vec<Rule> {
     let key = vec![Selector::Mark(u32::MAX), Selector::L4Protocol, dport];
     let index = Statement::SetMarkByMap { key, map: FQDN_CELLS.to_owned() };
     // One rule: where no cell holds the port, the mark is a class and must not be looked up as an index.
-    ruleset.chains.insert(PORTS.to_owned(), chain(vec![rule([index, by_mark(fastpath)])]));
+    ruleset.chains.insert(FQDN_PORTS.to_owned(), chain(vec![rule([index, by_mark(fastpath)])]));
     Family::ALL.map(|family| rule([Statement::Family(family), jump(&levels_chain(family))])).into()
 }
 
