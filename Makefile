@@ -14,7 +14,10 @@ BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets
 # The tests with a long form. What each of them prints is shown at the end, one test after the other.
 SOAKS := soak kills edits droplog names::
 
-.PHONY: help build demo test lint bench soak fuzz bless tools clean
+# What the tests that need a cluster run against; built once, outside of the checkout.
+APISERVER := deploy/scripts/cluster.sh
+
+.PHONY: help build demo cluster apiserver test lint bench soak fuzz bless tools clean
 
 help:            ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,7 +29,13 @@ demo: tools      ## the lab: real traffic through the real firewall, in network 
 	$(CARGO) build -q -p fw-controller --bin firewall-controller
 	$(CARGO) run -q -p fw-testkit --bin lab
 
-test: tools      ## every test; needs root (network namespaces, nftables)
+cluster: tools   ## a Kubernetes API server to play with, our CRDs in it, until Ctrl-C
+	@$(APISERVER) start
+
+apiserver: tools ## build the API server that the tests run against
+	@$(APISERVER) build
+
+test: tools apiserver ## every test; needs root (network namespaces, nftables)
 	$(CARGO) build --workspace --features fw-controller/fault-injection
 	$(CARGO) test --workspace --features fw-controller/fault-injection
 	$(MAKE) demo
@@ -41,8 +50,9 @@ lint: tools      ## formatting and clippy
 bench: tools     ## ours beside a reference in one run; exits 1 when a ratio misses its goal
 	$(CARGO) bench --no-fail-fast $(BENCHES)
 
-soak: tools      ## the long forms of the tests
+soak: tools apiserver ## the long forms of the tests
 	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --show-output $(SOAKS)
+	FW_KUBERNETES=newest $(CARGO) test -p fw-controller --features fault-injection --test it -- cluster
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh
