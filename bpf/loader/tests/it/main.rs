@@ -11,6 +11,7 @@
 
 mod inventory;
 mod judged;
+mod live;
 #[path = "../../../common/tests/it/model.rs"]
 mod model;
 mod pins;
