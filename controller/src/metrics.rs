@@ -198,6 +198,18 @@ impl Families {
             &[],
             number(&cache["misses"]),
         );
+        for (kind, open, bound) in
+            [("tcp", "connections", "maxConnections"), ("tls", "tlsConnections", "maxTlsConnections")]
+        {
+            let labels = [("kind", kind)];
+            self.gauge("firewall_dns_connections", "Connections of clients.", &labels, number(&proxy[open]));
+            self.gauge(
+                "firewall_dns_connections_bound",
+                "Connections of clients that there may be.",
+                &labels,
+                number(&proxy[bound]),
+            );
+        }
         self.gauge(
             "firewall_dns_in_flight",
             "Questions asked upstream now.",

@@ -1,38 +1,37 @@
-//! Listeners for DNS over TLS (RFC 7858) and over HTTPS (RFC 8484), served by hickory-server.
+//! Listeners for DNS over TLS (RFC 7858) and over HTTPS (RFC 8484).
 //!
-//! They run on any runtime, best not the proxy's: a handshake takes a thousand times as long as a question. The whole
-//! question goes to the proxy's thread by its bounded queue of orders and passes the same decision. hickory-server sends
-//! records, not bytes, so the answer is decoded and written anew here: unknown types stay as they are, compression and
-//! the order of sections may differ. It takes the questions of one TLS connection one after another.
+//! They run on any runtime, best not the proxy's: a handshake takes a thousand times as long as a question. A question
+//! goes to the proxy's thread by its bounded queue of orders, as it came, and passes the same decision; so does its
+//! answer. Connections are accepted here and not by hickory-server, which takes any number of them
+//! (hickory-server 0.26.3, `handle_tls` and `handle_h2_with_acceptor`).
+
+mod https;
+mod papers;
+mod places;
+mod tls;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use hickory_net::runtime::Time;
-use hickory_net::xfer::Protocol;
-use hickory_proto::op::{Header, HeaderCounts, Message, MessageType, Metadata, ResponseCode};
-use hickory_server::Server;
-use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
-use hickory_server::zone_handler::MessageResponseBuilder;
-use tokio::sync::oneshot;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::{ClientHello, ResolvesServerCert};
-use tokio_rustls::rustls::sign::CertifiedKey;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::{self, ServerConfig, crypto::ring};
 
 use crate::handle::{Handle, Order};
 use crate::metrics::{Bound, Transport};
 use crate::sockets::tcp_listener;
+use crate::wire::{self, rcode};
+pub use papers::Papers;
+use places::{Place, Places};
 
-/// A handshake, and silence between questions.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The path of RFC 8484's examples, which clients use unless told otherwise.
-const HTTPS_PATH: &str = "/dns-query";
+/// How long `accept` rests when the kernel has no descriptor left.
+const REST: Duration = Duration::from_millis(50);
 
 /// Where to listen, and as whom.
 #[derive(Clone, Debug)]
@@ -47,6 +46,39 @@ pub struct EncryptedConfig {
     pub certificate: PathBuf,
     /// PEM file with its private key.
     pub key: PathBuf,
+    /// Bounds.
+    pub limits: EncryptedLimits,
+}
+
+/// Bounds; [`crate::metrics::Bound`] counts how often they are met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncryptedLimits {
+    /// Connections of both kinds, those in their handshake too; more are closed at once. Each takes up to some 100 KiB.
+    pub connections: usize,
+    /// Connections from one address.
+    pub connections_per_client: usize,
+    /// Questions of one connection that are not answered yet; more are read later.
+    pub questions_per_connection: usize,
+    /// Bytes of answers that wait for connections to take them, in all; past it answers are dropped.
+    pub answer_bytes: usize,
+    /// A TLS handshake takes at most this long.
+    pub handshake: Duration,
+    /// A connection that asks and is answered nothing is closed after this, whatever else it sends; no question may
+    /// take longer to arrive, and no answer to be taken.
+    pub idle: Duration,
+}
+
+impl Default for EncryptedLimits {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            connections_per_client: 64,
+            questions_per_connection: 64,
+            answer_bytes: 16 << 20,
+            handshake: Duration::from_secs(5),
+            idle: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Why the listeners cannot be opened.
@@ -80,6 +112,7 @@ pub struct Encrypted {
     https: Vec<TcpListener>,
     config: ServerConfig,
     papers: Papers,
+    limits: EncryptedLimits,
 }
 
 impl Encrypted {
@@ -92,7 +125,8 @@ impl Encrypted {
         let server = server_config(&papers)?;
         let listen =
             |port: Option<u16>| port.map_or(Ok(Vec::new()), |port| listeners(&config.addresses, port));
-        Ok(Self { tls: listen(config.tls_port)?, https: listen(config.https_port)?, config: server, papers })
+        let (tls, https) = (listen(config.tls_port)?, listen(config.https_port)?);
+        Ok(Self { tls, https, config: server, papers, limits: config.limits })
     }
 
     /// The certificate clients are shown, to be replaced while it is served.
@@ -110,24 +144,25 @@ impl Encrypted {
         self.https.iter().filter_map(|listener| listener.local_addr().ok()).collect()
     }
 
-    /// Answers through the proxy until the future is dropped.
+    /// Answers through the proxy until the future is dropped; everything it started ends with it.
     ///
     /// # Errors
     /// A socket that cannot be registered with the runtime, or that fails for good.
     pub async fn run(self, handle: Handle) -> io::Result<()> {
-        let mut server = Server::new(Front { handle });
-        for listener in self.tls {
-            let config = with_protocol(&self.config, b"dot");
+        let Self { tls, https, config, limits, .. } = self;
+        let bytes = Arc::new(Semaphore::new(limits.answer_bytes.min(Semaphore::MAX_PERMITS)));
+        let front = Arc::new(Front { places: Places::new(limits, &handle), handle, limits, bytes });
+        let mut listening = JoinSet::new();
+        let listeners = tls.into_iter().map(|listener| (listener, Way::Tls));
+        for (listener, way) in listeners.chain(https.into_iter().map(|listener| (listener, Way::Https))) {
+            let acceptor = TlsAcceptor::from(with_protocol(&config, way.protocol()));
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            server.register_tls_listener_with_tls_config(listener, PATIENCE, config)?;
+            listening.spawn(listen(listener, acceptor, way, Arc::clone(&front)));
         }
-        for listener in self.https {
-            let config = with_protocol(&self.config, b"h2");
-            let listener = tokio::net::TcpListener::from_std(listener)?;
-            let path = HTTPS_PATH.to_owned();
-            server.register_https_listener_with_tls_config(listener, PATIENCE, config, None, path)?;
+        match listening.join_next().await {
+            Some(result) => result.map_err(io::Error::other),
+            None => std::future::pending().await,
         }
-        server.block_until_done().await.map_err(io::Error::other)
     }
 }
 
@@ -146,102 +181,119 @@ fn server_config(papers: &Papers) -> Result<ServerConfig, EncryptedError> {
     Ok(builder.with_no_client_auth().with_cert_resolver(Arc::new(papers.clone())))
 }
 
-/// The certificate and the key in use; all clones are the same.
-#[derive(Clone, Debug)]
-pub struct Papers(Arc<RwLock<Arc<CertifiedKey>>>);
-
-impl Papers {
-    fn read(certificate: &Path, key: &Path) -> Result<Self, EncryptedError> {
-        Ok(Self(Arc::new(RwLock::new(certified_key(certificate, key)?))))
-    }
-
-    /// Reads certificate and key again; handshakes from now on use them, connections that stand go on.
-    ///
-    /// # Errors
-    /// See [`EncryptedError`]; those in use stay.
-    pub fn replace(&self, certificate: &Path, key: &Path) -> Result<(), EncryptedError> {
-        let new = certified_key(certificate, key)?;
-        // Nothing can panic while it is held.
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(())
-    }
-}
-
-impl ResolvesServerCert for Papers {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
-    }
-}
-
-fn certified_key(certificate: &Path, key: &Path) -> Result<Arc<CertifiedKey>, EncryptedError> {
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(|certificates| certificates.collect::<Result<Vec<_>, _>>())
-        .map_err(|source| EncryptedError::Pem { path: certificate.to_owned(), source })?;
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|source| EncryptedError::Pem { path: key.to_owned(), source })?;
-    CertifiedKey::from_der(chain, private, &ring::default_provider())
-        .map(Arc::new)
-        .map_err(EncryptedError::Certificate)
-}
-
 fn with_protocol(config: &ServerConfig, protocol: &[u8]) -> Arc<ServerConfig> {
     let mut config = config.clone();
     config.alpn_protocols = vec![protocol.to_vec()];
     Arc::new(config)
 }
 
-/// Hands questions to the proxy.
+/// What is spoken inside of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Tls,
+    Https,
+}
+
+impl Way {
+    /// As ALPN calls it (RFC 7301).
+    fn protocol(self) -> &'static [u8] {
+        match self {
+            Self::Tls => b"dot",
+            Self::Https => b"h2",
+        }
+    }
+}
+
+/// What all connections share.
+#[derive(Debug)]
 struct Front {
     handle: Handle,
+    places: Arc<Places>,
+    limits: EncryptedLimits,
+    bytes: Arc<Semaphore>,
+}
+
+/// What became of a question.
+enum Answer {
+    /// The answer to be sent, and its share of the bytes that may wait.
+    Message(Vec<u8>, Option<OwnedSemaphorePermit>),
+    /// None: it was no question, or there is no room for its answer.
+    Nothing,
 }
 
 impl Front {
-    /// The proxy's answer. `None`: it has no room, or does not answer this.
-    async fn ask(&self, request: &Request) -> Option<Message> {
-        let transport = if request.protocol() == Protocol::Tls { Transport::Tls } else { Transport::Https };
+    /// The proxy's answer; SERVFAIL when it has no room.
+    async fn ask(&self, message: Vec<u8>, transport: Transport, client: SocketAddr) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let message = request.as_slice().to_vec();
-        let order = Order::Ask { message, transport, client: request.src(), reply };
+        let failed = wire::header_answer(&message, rcode::SERVFAIL);
+        let order = Order::Ask { message, transport, client, reply };
         if self.handle.orders.try_send(order).is_err() {
             self.handle.metrics.bound_met(Bound::Queue);
-            return None;
+            return Answer::Message(failed, None);
         }
-        Message::from_vec(&answer.await.ok()?).ok()
+        let Ok(message) = answer.await else { return Answer::Nothing };
+        let share = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        match Arc::clone(&self.bytes).try_acquire_many_owned(share) {
+            Ok(share) => Answer::Message(message, Some(share)),
+            Err(_) => {
+                self.handle.metrics.bound_met(Bound::ConnectionBytes);
+                Answer::Nothing
+            }
+        }
     }
 }
 
-#[async_trait]
-impl RequestHandler for Front {
-    async fn handle_request<R: ResponseHandler, T: Time>(
-        &self,
-        request: &Request,
-        mut client: R,
-    ) -> ResponseInfo {
-        let builder = MessageResponseBuilder::from_message_request(request);
-        let sent = match self.ask(request).await {
-            Some(answer) => {
-                let mut builder = builder;
-                if let Some(edns) = &answer.edns {
-                    builder.edns(edns);
+/// Accepts connections; those past the bounds are closed at once.
+async fn listen(listener: tokio::net::TcpListener, acceptor: TlsAcceptor, way: Way, front: Arc<Front>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, client)) => {
+                    if let Some(place) = front.places.enter(client.ip()) {
+                        let (acceptor, front) = (acceptor.clone(), Arc::clone(&front));
+                        connections.spawn(converse(stream, client, acceptor, way, front, place));
+                    }
                 }
-                let mut metadata = answer.metadata;
-                metadata.id = request.metadata.id;
-                let (answers, authorities) = (&answer.answers, &answer.authorities);
-                let response = builder.build(metadata, answers, authorities, [], &answer.additionals);
-                client.send_response(response).await
-            }
-            None => {
-                let response = builder.error_msg(&request.metadata, ResponseCode::ServFail);
-                client.send_response(response).await
-            }
-        };
-        sent.unwrap_or_else(|_| unsent(request))
+                // Errors of the connection among them (accept(2)), after which the next one is taken at once.
+                Err(error) if error.raw_os_error().is_none_or(is_of_the_machine) => {
+                    tracing::warn!(%error, "cannot accept a connection for DNS over TLS");
+                    tokio::time::sleep(REST).await;
+                }
+                Err(_) => {}
+            },
+            Some(_) = connections.join_next() => {}
+        }
     }
 }
 
-/// For hickory-server's own books.
-fn unsent(request: &Request) -> ResponseInfo {
-    let mut metadata = Metadata::new(request.metadata.id, MessageType::Response, request.metadata.op_code);
-    metadata.response_code = ResponseCode::ServFail;
-    Header { metadata, counts: HeaderCounts::default() }.into()
+/// No descriptors or no memory: it would fail again at once.
+fn is_of_the_machine(errno: i32) -> bool {
+    use nix::libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    matches!(errno, EMFILE | ENFILE | ENOBUFS | ENOMEM)
+}
+
+/// One connection from its handshake to its end, which is the client's business.
+async fn converse(
+    stream: TcpStream,
+    client: SocketAddr,
+    acceptor: TlsAcceptor,
+    way: Way,
+    front: Arc<Front>,
+    place: Place,
+) {
+    stream.set_nodelay(true).ok();
+    let stream = match timeout(front.limits.handshake, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%client, %error, "no TLS handshake");
+            return front.handle.metrics.bound_met(Bound::TlsHandshake);
+        }
+        Err(_) => return front.handle.metrics.bound_met(Bound::TlsHandshake),
+    };
+    match way {
+        Way::Tls => drop(tls::serve(stream, client, &front).await),
+        Way::Https => drop(https::serve(stream, client, &front).await),
+    }
+    drop(place);
 }

@@ -98,6 +98,10 @@ labels! {
         ConnectionBytes = "connection_bytes",
         /// Cache entries given up before their time.
         CacheEvicted = "cache_evicted",
+        /// Connections of clients of the encrypted listeners closed at once, as there were too many.
+        TlsConnections = "tls_connections",
+        /// Connections closed because their TLS handshake failed or took too long.
+        TlsHandshake = "tls_handshake",
         /// Questions of the encrypted listeners refused, as the proxy's thread had too many.
         Queue = "queue",
     }
@@ -202,6 +206,10 @@ pub struct Metrics {
     pub waiting: Gauge,
     /// Connections of clients now ([`crate::config::Limits::connections`]).
     pub connections: Gauge,
+    /// Connections of clients of the encrypted listeners now, those in their handshake too.
+    pub tls_connections: Gauge,
+    /// How many there may be; 0 while nobody listens.
+    pub tls_connections_max: Gauge,
     /// Bytes of answers not yet taken by connections ([`crate::config::Limits::connection_bytes`]).
     pub connection_bytes: Gauge,
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 
-use fw_dns::encrypted::{Encrypted, EncryptedConfig, Papers};
+use fw_dns::encrypted::{Encrypted, EncryptedConfig, EncryptedLimits, Papers};
 use fw_policy::{Dns, DnsTls};
 use tokio::sync::{oneshot, watch};
 use tokio::time::sleep;
@@ -113,6 +113,7 @@ impl Listeners {
             https_port: tls.doh_port,
             certificate: tls.certificate.clone(),
             key: tls.key.clone(),
+            limits: EncryptedLimits::default(),
         };
         let encrypted = Encrypted::bind(&config).map_err(|error| chain(&error))?;
         let papers = encrypted.papers();

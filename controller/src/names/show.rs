@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::SystemTime;
 
 use fw_crds::FqdnAddresses;
+use fw_dns::config::Limits;
 use fw_dns::metrics::{Bound, Histogram, Metrics, Outcome, Spoof, Transport};
 use fw_names::learner::NameView;
 use fw_policy::FqdnSelector;
@@ -148,7 +149,8 @@ fn proxy_figures(parts: &RefCell<Option<Parts>>) -> Value {
         "tcpRetries": metrics.tcp_retries.get(), "truncated": metrics.truncated.get(),
         "cache": {"entries": metrics.cache_entries.get(), "bytes": metrics.cache_bytes.get(), "misses": metrics.cache_misses.get()},
         "inFlight": metrics.in_flight.get(), "waiting": metrics.waiting.get(),
-        "connections": metrics.connections.get(),
+        "connections": metrics.connections.get(), "maxConnections": Limits::default().connections,
+        "tlsConnections": metrics.tls_connections.get(), "maxTlsConnections": metrics.tls_connections_max.get(),
     })
 }
 

@@ -7,6 +7,7 @@
 mod bounds;
 mod bursts;
 mod cache;
+mod encrypted;
 mod forwarding;
 mod hold;
 mod hostile;

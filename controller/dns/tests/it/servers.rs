@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fw_dns::Settings;
 use fw_dns::config::Roots;
-use fw_dns::encrypted::{Encrypted, EncryptedConfig};
+use fw_dns::encrypted::{Encrypted, EncryptedConfig, EncryptedLimits};
 use fw_dns::metrics::{Outcome, Transport};
 use fw_policy::Upstream as Resolver;
 use fw_testkit::Process;
@@ -19,7 +19,7 @@ use crate::running::{Manner, PATIENCE, Running, asking};
 use crate::upstream::Upstream;
 
 /// A directory that goes with this value.
-struct Folder(PathBuf);
+pub(crate) struct Folder(PathBuf);
 
 impl Folder {
     fn new(name: &str) -> Self {
@@ -184,14 +184,14 @@ fn unbound_and_dnsmasq_answer_through_the_proxy() {
 }
 
 /// A certificate for `resolver.test`, its key, and the authority that signed it.
-struct Papers {
-    folder: Folder,
-    certificate: PathBuf,
-    key: PathBuf,
-    authority: PathBuf,
+pub(crate) struct Papers {
+    pub(crate) folder: Folder,
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) authority: PathBuf,
 }
 
-fn papers(label: &str) -> Papers {
+pub(crate) fn papers(label: &str) -> Papers {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -251,6 +251,7 @@ fn kdig_is_answered_by_tls_and_by_https() {
         https_port: Some(0),
         certificate: papers.certificate.clone(),
         key: papers.key.clone(),
+        limits: EncryptedLimits::default(),
     };
     let encrypted = Encrypted::bind(&config).unwrap();
     let (tls, https) = (encrypted.tls_addresses()[0], encrypted.https_addresses()[0]);
