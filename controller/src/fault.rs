@@ -5,7 +5,7 @@
 //! file is there, so that a test can choose the edit.
 
 /// Points that exist, in the order in which an edit passes them.
-pub const POINTS: [&str; 9] = [
+pub const POINTS: [&str; 10] = [
     "after-withdraw",
     "before-commit",
     "before-build",
@@ -13,6 +13,7 @@ pub const POINTS: [&str; 9] = [
     "after-send-before-ack",
     "after-ack",
     "before-install",
+    "before-marks",
     "before-persist",
     "after-persist",
 ];

@@ -264,6 +264,7 @@ impl Thread {
         }
         let mut programs = self.site.programs.borrow_mut();
         programs.detach_all_but(&self.choice.attach);
+        crate::fault::point("before-marks");
         // Not before the classes are written: by the new mask the old ones would be marks of other entries.
         problems.extend(programs.install(installation, settled.is_ok()).err());
         self.site.problems.set("early drop", problems);

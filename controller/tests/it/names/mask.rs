@@ -117,14 +117,15 @@ impl Marked {
     }
 }
 
-/// Killed when nftables has the new mask and the data path has been told nothing yet: whatever is marked by the old one
-/// stays so until the next start, and so the moment lasts as long as the test wants.
-fn killed_between_the_two(from: Mode, to: Mode, restart: bool) -> Result<()> {
+/// Killed when nftables has the new mask and the data path has been told nothing yet, or has what was learned anew and
+/// does not mark: whatever is marked by then stays so until the next start, and the moment lasts as long as the test
+/// wants.
+fn killed_at(point: &str, from: Mode, to: Mode, restart: bool) -> Result<()> {
     let mut marked = Marked::new(if restart { "mask-start" } else { "mask-kill" }, from)?;
     marked.each_counts_its_own(false)?;
     let file = marked.names.daemon.beside("fault");
     let trigger = file.to_str().context("a path that is not text")?.to_owned();
-    let fault = [("FW_FAULT", "before-install"), ("FW_FAULT_FILE", trigger.as_str())];
+    let fault = [("FW_FAULT", point), ("FW_FAULT_FILE", trigger.as_str())];
     marked.names.daemon.kill()?;
     if restart {
         // The edit comes while nobody runs, and the first commit of the next process is the one with the new mask.
@@ -157,10 +158,15 @@ fn in_each_way(restart: bool) -> Result<()> {
         (Mode::Tcx, Mode::Off),
         (Mode::Off, Mode::Tcx),
     ];
-    ways.into_iter().try_for_each(|(from, to)| {
-        killed_between_the_two(from, to, restart)
-            .with_context(|| format!("from {} to {}", from.name(), to.name()))
-    })
+    for (from, to) in ways {
+        let points: &[&str] =
+            if to == Mode::Off { &["before-install"] } else { &["before-install", "before-marks"] };
+        for point in points {
+            killed_at(point, from, to, restart)
+                .with_context(|| format!("from {} to {}, {point}", from.name(), to.name()))?;
+        }
+    }
+    Ok(())
 }
 
 #[test]
