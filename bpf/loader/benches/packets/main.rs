@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use aya::EbpfLoader;
 use aya::programs::{TestRun as _, TestRunOptions};
 use fw_bpf::{Datapath, Options, Program, Sizes};
-use fw_bpf_common::{Allow, Cell, Config, Step, TCP, flag};
+use fw_bpf_common::{Allow, Cell, Config, Step, TCP, UDP, flag};
 
 use fw_testkit::figures::{Goal, ROUNDS, Table};
 
@@ -28,10 +28,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !std::env::args().any(|argument| argument == "--bench") {
         return Ok(());
     }
-    let pins = PathBuf::from(format!("/run/fw-bpf-bench-{}", std::process::id()));
-    let mut datapath = Datapath::open(&Options { pins, sizes: Sizes::default(), conntrack: true })?;
-    let result = measure(&mut datapath);
+    let open = |what: &str, conntrack| {
+        let pins = PathBuf::from(format!("/run/fw-bpf-bench-{what}-{}", std::process::id()));
+        Datapath::open(&Options { pins, sizes: Sizes::default(), conntrack })
+    };
+    let mut datapath = open("asking", true)?;
+    let mut plain = open("plain", false)?;
+    let result = measure(&mut datapath, &mut plain);
     datapath.unload()?;
+    plain.unload()?;
     let table = result?;
     println!("{}", table.text());
     if !table.all_met() {
@@ -98,11 +103,44 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-fn measure(datapath: &mut Datapath) -> Result<Table, Box<dyn Error>> {
+/// Early drops with and without a look into conntrack (that of this network namespace, as it is). Who does not ask it
+/// drops no datagrams.
+fn drops(asking: &Datapath, plain: &Datapath, table: &mut Table) -> Result<(), Box<dyn Error>> {
+    let to = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
+    let datagram = {
+        let mut frame = syn(to, 25);
+        frame[23] = UDP;
+        frame[38..40].copy_from_slice(&20_u16.to_be_bytes());
+        frame
+    };
+    for (what, program, frame) in [
+        ("XDP drops a SYN", Program::Xdp, syn(to, 25)),
+        ("XDP drops a datagram (reference: passes it)", Program::Xdp, datagram.clone()),
+        ("TCX drops a SYN", Program::Tcx, syn(to, 25)),
+        ("TCX drops a datagram (reference: passes it)", Program::Tcx, datagram),
+    ] {
+        let mut samples = Vec::new();
+        for _ in 0..ROUNDS {
+            let [ours, reference] =
+                [asking, plain].map(|datapath| datapath.test_run(program, &frame, 0, REPEAT));
+            samples.push((f64::from(ours?.nanoseconds), f64::from(reference?.nanoseconds)));
+        }
+        table.add(&format!("{what}, asking conntrack beside not [ns]"), &samples, Goal::None);
+    }
+    Ok(())
+}
+
+fn measure(datapath: &mut Datapath, plain: &mut Datapath) -> Result<Table, Box<dyn Error>> {
     let empty = Empty::load()?;
-    datapath.set_config(Config { flags: flag::BOUNCE, mark_mask: 0xffff, ..Config::default() })?;
-    datapath.put_class(2, &[Cell { protocol: TCP, first: 443, last: 443, index: 7, ..Cell::default() }])?;
-    datapath.set_prefixes(&prefixes())?;
+    if let Some(why) = datapath.unasked() {
+        return Err(format!("conntrack cannot be asked here: {why}").into());
+    }
+    for datapath in [&mut *datapath, plain] {
+        datapath.set_config(Config { flags: flag::BOUNCE, mark_mask: 0xffff, ..Config::default() })?;
+        datapath
+            .put_class(2, &[Cell { protocol: TCP, first: 443, last: 443, index: 7, ..Cell::default() }])?;
+        datapath.set_prefixes(&prefixes())?;
+    }
     let cases = cases();
     // By case: (ours, empty) a round, with few and with many entries.
     let mut few = vec![Vec::new(); cases.len()];
@@ -127,6 +165,7 @@ fn measure(datapath: &mut Datapath) -> Result<Table, Box<dyn Error>> {
         let goal = if case.what.contains("hit") { Goal::AtMost(FLAT) } else { Goal::None };
         table.add(&format!("{}, {MANY} beside {FEW} [ns]", case.what), &flat, goal);
     }
+    drops(datapath, plain, &mut table)?;
     Ok(table)
 }
 
