@@ -52,6 +52,18 @@ impl Watched {
         }
     }
 
+    /// `apiVersion` and `kind` of its objects.
+    #[must_use]
+    pub fn api(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Policies | Self::PoliciesElsewhere => ("metal-stack.io/v1", "ClusterwideNetworkPolicy"),
+            Self::Firewalls => ("metal-stack.io/v1", "Firewall"),
+            Self::Services => ("v1", "Service"),
+            Self::DroptailerPods => ("v1", "Pod"),
+            Self::DroptailerSecret => ("v1", "Secret"),
+        }
+    }
+
     /// The kind of its objects, where it is one that policy is made from.
     #[must_use]
     pub fn kind(self) -> Option<ObjectKind> {
@@ -63,6 +75,9 @@ impl Watched {
         }
     }
 }
+
+/// Where the manifests come from, in findings.
+const SOURCE: &str = "API-server";
 
 /// All watched objects at one moment. Cheap to copy: kinds are shared until they change.
 #[derive(Clone, Debug, Default)]
@@ -171,7 +186,7 @@ pub(crate) fn keep(watched: Watched, raw: &Value, before: Option<&Arc<Object>>) 
     let body = trimmed(watched, raw, metadata);
     let group = match before {
         Some(before) if *before.body() == body => Arc::clone(&before.group),
-        _ => Arc::new(vec![Arc::new(Manifest { source: "API server".to_owned(), line: 0, body })]),
+        _ => Arc::new(vec![Arc::new(Manifest { source: SOURCE.to_owned(), line: 0, body })]),
     };
     let has_status = matches!(watched, Watched::Policies | Watched::PoliciesElsewhere | Watched::Firewalls);
     let annotations =
@@ -196,7 +211,9 @@ fn trimmed(watched: Watched, raw: &Value, metadata: &Value) -> Value {
         let found = keys.iter().filter_map(|key| Some(((*key).to_owned(), from.get(*key)?.clone())));
         Value::Object(found.collect::<Map<_, _>>())
     };
-    let mut body = pick(raw, &["apiVersion", "kind"]);
+    // Items of a list have no kind of their own; it is the one that was asked for.
+    let (version, kind) = watched.api();
+    let mut body = serde_json::json!({ "apiVersion": version, "kind": kind });
     body["metadata"] = pick(metadata, &["name", "namespace", "uid", "generation"]);
     match watched {
         Watched::Policies | Watched::PoliciesElsewhere | Watched::Firewalls => {
@@ -214,4 +231,52 @@ fn trimmed(watched: Watched, raw: &Value, metadata: &Value) -> Value {
         Watched::DroptailerSecret => body["data"] = raw.get("data").cloned().unwrap_or_default(),
     }
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn policy(version: &str, spec: Value, status: Value) -> Value {
+        json!({
+            "metadata": {
+                "name": "web", "namespace": "firewall", "uid": "u", "generation": 1, "resourceVersion": version,
+                "managedFields": [{"manager": "kubectl"}],
+            },
+            "spec": spec,
+            "status": status,
+        })
+    }
+
+    #[test]
+    fn a_change_of_the_status_alone_leaves_the_manifest_the_same() {
+        let before =
+            Arc::new(keep(Watched::Policies, &policy("1", json!({"egress": []}), Value::Null), None));
+        let status = policy("2", json!({"egress": []}), json!({"state": "deployed"}));
+        let after = keep(Watched::Policies, &status, Some(&before));
+        assert!(Arc::ptr_eq(&before.group, &after.group));
+        assert_eq!(after.status, json!({"state": "deployed"}));
+        let edited =
+            keep(Watched::Policies, &policy("3", json!({"egress": [{}]}), Value::Null), Some(&before));
+        assert!(!Arc::ptr_eq(&before.group, &edited.group));
+    }
+
+    #[test]
+    fn items_of_lists_have_the_kind_that_was_asked_for() {
+        let service = json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"type": "LoadBalancer"}});
+        let kept = keep(Watched::Services, &service, None);
+        assert_eq!(kept.body()["kind"], "Service");
+        assert_eq!(kept.body()["apiVersion"], "v1");
+    }
+
+    #[test]
+    fn whatever_an_object_holds_is_kept_without_a_panic() {
+        for watched in Watched::ALL {
+            for raw in [json!(null), json!([]), json!({"metadata": 7, "spec": "x", "status": [1]})] {
+                assert_eq!(keep(watched, &raw, None).body()["kind"], watched.api().1);
+            }
+        }
+    }
 }
