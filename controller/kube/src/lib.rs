@@ -12,6 +12,7 @@
 
 pub mod cluster;
 pub mod connection;
+pub mod owned;
 pub mod report;
 mod watcher;
 pub mod write;
