@@ -37,3 +37,5 @@ pub const MAX_SECONDS: u32 = 604_800;
 pub const MAX_NAMES: u32 = 1_048_576;
 /// Addresses of one name that may be learned.
 pub const MAX_ADDRESSES_PER_NAME: u32 = 65_536;
+/// Largest id of a VRF: it is a VXLAN network identifier of 24 bits (RFC 7348).
+pub const MAX_VRF: u32 = 0x00ff_ffff;

@@ -12,6 +12,9 @@ use crate::schema;
 /// The DNS proxy and what is learned from its answers.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(&[
+    ("!has(self.ttlMin) || !has(self.ttlMax) || self.ttlMin <= self.ttlMax", "ttlMin must not be above ttlMax"),
+])))]
 pub struct DnsSpec {
     /// When DNS from the cluster is redirected to the proxy. Default withNames; with tls it always is.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -39,7 +42,7 @@ pub struct DnsSpec {
     pub upstreams: Option<Vec<UpstreamSpec>>,
     /// PEM file on the machine with the authorities that may certify upstreams with a tlsName. Missing: those the
     /// system trusts.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::path")]
     pub ca_file: Option<String>,
     /// Lets the cluster ask the proxy at the machine's own addresses over TLS and HTTPS, as CoreDNS can forward. It
@@ -85,6 +88,10 @@ pub enum InterceptSpec {
 /// DNS over TLS and HTTPS in front of the proxy, open to the cluster and to the machine itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = schema::rules(&[(
+    "!has(self.dohPort) || self.dohPort == 0 || self.dohPort != (has(self.dotPort) ? self.dotPort : 853)",
+    "dotPort (853 when missing) and dohPort must be different",
+)])))]
 pub struct DnsTlsSpec {
     /// PEM file on the machine with the certificate and those between it and the root. Read again when it changes.
     #[schemars(schema_with = "schema::path")]
@@ -163,9 +170,12 @@ pub struct FastpathSpec {
     /// Modes of single interfaces.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_FASTPATH_INTERFACES))]
+    #[schemars(extend("x-kubernetes-validations" = schema::rules(&[
+        ("self.all(a, self.exists_one(b, a.name == b.name))", "each interface may be there once only"),
+    ])))]
     pub interfaces: Option<Vec<FastpathInterface>>,
     /// Bits of the packet mark that the firewall may use: adjacent, 8 at least. Default 0x00ffffff.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::mask")]
     pub mark_mask: Option<IntOrString>,
 }
@@ -174,7 +184,7 @@ pub struct FastpathSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FastpathInterface {
     /// The interface, such as vlan104009.
-    #[schemars(length(min = 1, max = 15))]
+    #[schemars(schema_with = "schema::interface")]
     pub name: String,
     /// Its mode.
     pub mode: FastpathModeSpec,

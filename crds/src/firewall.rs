@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::bounds::{MAX_ADDRESSES, MAX_LOG_RATE, MAX_NETWORKS, MAX_PREFIXES, MAX_SSH_PORTS};
+use crate::bounds::{MAX_ADDRESSES, MAX_LOG_RATE, MAX_NETWORKS, MAX_PREFIXES, MAX_SSH_PORTS, MAX_VRF};
 use crate::dns::{DnsFallbackSpec, DnsSpec, FastpathSpec};
 use crate::schema;
 
@@ -19,6 +19,7 @@ use crate::schema;
     kind = "Firewall",
     plural = "firewalls",
     shortname = "fw",
+    category = "metal-stack",
     namespaced,
     status = "FirewallStatus",
     derive = "PartialEq",
@@ -27,12 +28,16 @@ use crate::schema;
     printcolumn = r#"{"name":"Dryrun","type":"boolean","jsonPath":".spec.dryrun"}"#,
     printcolumn = r#"{"name":"Last Run","type":"date","jsonPath":".status.lastRun"}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message","priority":1}"#,
+    printcolumn = r#"{"name":"Inside","type":"string","jsonPath":".status.inside","priority":1}"#,
+    printcolumn = r#"{"name":"Controller","type":"string","jsonPath":".status.controllerVersion","priority":1}"#,
+    printcolumn = r#"{"name":"Interval","type":"string","jsonPath":".spec.interval","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct FirewallSpec {
     /// How often statistics are written to the status, such as 10s.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::duration")]
     pub interval: Option<String>,
     /// Compile and check, apply nothing; what is applied stays.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,10 +45,18 @@ pub struct FirewallSpec {
     /// Rate limits by interface, in Mbit/s.
     #[serde(rename = "ratelimits", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NETWORKS))]
+    #[schemars(extend("x-kubernetes-validations" = schema::rules(&[(
+        "self.all(a, self.exists_one(b, a.interface == b.interface))",
+        "each interface may have one rate limit only",
+    )])))]
     pub interface_rate_limits: Option<Vec<InterfaceRateLimit>>,
     /// Rate limits by network, in MiB/s.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NETWORKS))]
+    #[schemars(extend("x-kubernetes-validations" = schema::rules(&[(
+        "self.all(a, self.exists_one(b, a.networkid == b.networkid))",
+        "each network may have one rate limit only",
+    )])))]
     pub rate_limits: Option<Vec<NetworkRateLimit>>,
     /// Prefixes that accounting counts as internal traffic.
     #[serde(rename = "internalprefixes", default, skip_serializing_if = "Option::is_none")]
@@ -56,6 +69,10 @@ pub struct FirewallSpec {
     /// The networks the machine is in.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_NETWORKS))]
+    #[schemars(extend("x-kubernetes-validations" = schema::rules(&[(
+        "self.all(a, !has(a.networkid) || self.exists_one(b, has(b.networkid) && a.networkid == b.networkid))",
+        "each network may be there once only: networkid must be different",
+    )])))]
     pub firewall_networks: Option<Vec<FirewallNetwork>>,
     /// Resolvers the DNS proxy asks, after those of dns.upstreams: an address, or several with spaces or commas between
     /// them, each with a port if it is not 53.
@@ -81,8 +98,8 @@ pub struct FirewallSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_networks: Option<AllowedNetworks>,
     /// Interfaces towards the cluster. Missing: those of the private primary network, else by the routes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = MAX_NETWORKS), inner(length(min = 1, max = 15)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::interfaces::<MAX_NETWORKS>")]
     pub inside_interfaces: Option<Vec<String>>,
     /// Prefixes of the cluster's machines. Missing: those of the private primary network.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -130,7 +147,7 @@ pub struct FirewallSpec {
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceRateLimit {
     /// The interface, such as vrf104009.
-    #[schemars(length(min = 1, max = 15))]
+    #[schemars(schema_with = "schema::interface")]
     pub interface: String,
     /// The rate, in Mbit/s unless rateUnit says otherwise. 0: no limit.
     #[schemars(schema_with = "schema::rate")]
@@ -146,6 +163,7 @@ pub struct InterfaceRateLimit {
 pub struct NetworkRateLimit {
     /// Id of a network in firewallNetworks.
     #[serde(rename = "networkid")]
+    #[schemars(schema_with = "schema::network_id")]
     pub network_id: String,
     /// The rate, in MiB/s unless rateUnit says otherwise. 0: no limit.
     #[schemars(schema_with = "schema::rate")]
@@ -171,6 +189,7 @@ pub enum RateUnit {
 pub struct EgressNat {
     /// Id of a network of type external in firewallNetworks.
     #[serde(rename = "networkid")]
+    #[schemars(schema_with = "schema::network_id")]
     pub network_id: String,
     /// Addresses inside the network's prefixes. With several, a flow keeps one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,6 +203,7 @@ pub struct EgressNat {
 pub struct FirewallNetwork {
     /// Number of the autonomous system.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = u32::MAX))]
     pub asn: Option<i64>,
     /// Prefixes reached by this network.
     #[serde(rename = "destinationprefixes", default, skip_serializing_if = "Option::is_none")]
@@ -197,7 +217,8 @@ pub struct FirewallNetwork {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nat: Option<bool>,
     /// Id of the network.
-    #[serde(rename = "networkid", skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "networkid", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::network_id")]
     pub network_id: Option<String>,
     /// Kind of network.
     #[serde(rename = "networktype", skip_serializing_if = "Option::is_none")]
@@ -206,8 +227,9 @@ pub struct FirewallNetwork {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::cidrs::<MAX_PREFIXES>")]
     pub prefixes: Option<Vec<String>>,
-    /// Id of its VRF.
+    /// Id of its VRF; 0: none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = MAX_VRF))]
     pub vrf: Option<i64>,
 }
 

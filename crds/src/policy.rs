@@ -18,12 +18,15 @@ use crate::schema;
     kind = "ClusterwideNetworkPolicy",
     plural = "clusterwidenetworkpolicies",
     shortname = "cwnp",
+    category = "metal-stack",
     namespaced,
     status = "PolicyStatus",
     derive = "PartialEq",
     doc = "What may enter and leave the cluster through the firewall. Only namespace firewall counts.",
     printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.state"}"#,
-    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message"}"#
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.message"}"#,
+    printcolumn = r#"{"name":"Description","type":"string","jsonPath":".spec.description","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp","priority":1}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PolicySpec {
@@ -87,11 +90,14 @@ pub struct IpBlock {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("!has(self.port) || int(self.port) <= 65535")
-        .message("port must be a number from 1 to 65535"),
+        .message("port must be a number from 1 to 65535")
+        .field_path(".port"),
     validation = Rule::new("!has(self.endPort) || has(self.port)")
-        .message("endPort needs port, the first port of the range"),
+        .message("endPort needs port, the first port of the range")
+        .field_path(".endPort"),
     validation = Rule::new("!has(self.endPort) || !has(self.port) || int(self.port) <= self.endPort")
         .message("endPort must not be below port")
+        .field_path(".endPort")
 )]
 pub struct PolicyPort {
     /// TCP or UDP.
@@ -125,7 +131,7 @@ pub struct FqdnSelector {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub match_pattern: Option<String>,
     /// Names by a regular expression over the whole name, in lower case; no look-around, no back-references.
-    #[schemars(length(max = MAX_REGEX))]
+    #[schemars(length(min = 1, max = MAX_REGEX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub match_regex: Option<String>,
 }

@@ -1,6 +1,7 @@
 //! Pieces of JSON schema that the derives cannot say.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
+use serde_json::{Value, json};
 
 use crate::bounds::MAX_PATH;
 
@@ -19,9 +20,63 @@ pub(crate) fn cidrs<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema
 /// Longest text of a prefix: an IPv6 address with an IPv4 tail and a length.
 const MAX_CIDR: usize = 49;
 
-/// An address. Only the characters are checked here.
+/// Rules of a field for the API server: expression and what people read when it does not hold.
+pub(crate) fn rules(rules: &[(&str, &str)]) -> Value {
+    rules.iter().map(|(rule, message)| json!({ "rule": rule, "message": message })).collect()
+}
+
+/// An address.
 pub(crate) fn address(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "type": "string", "pattern": "^[0-9a-fA-F:.]+$", "maxLength": 45 })
+    json_schema!({
+        "type": "string",
+        "maxLength": 45,
+        "x-kubernetes-validations": rules(&[
+            ("isIP(self)", "must be an IP address, such as 192.0.2.1 or 2001:db8::1"),
+        ]),
+    })
+}
+
+/// Name of an interface.
+pub(crate) fn interface(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 15,
+        "x-kubernetes-validations": rules(&[(
+            "self.matches('^[-A-Za-z0-9_.@+]*$')",
+            "must be the name of an interface as `ip link` shows it: letters, digits, '-', '_', '.', '@', '+'",
+        )]),
+    })
+}
+
+/// A list of at most `MAX` interfaces.
+pub(crate) fn interfaces<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema {
+    let item = interface(generator);
+    json_schema!({
+        "type": "array",
+        "maxItems": MAX,
+        "items": item,
+        "x-kubernetes-validations": rules(&[
+            ("self.all(a, self.exists_one(b, a == b))", "each interface may be there once only"),
+        ]),
+    })
+}
+
+/// A duration as Go writes it.
+pub(crate) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 64,
+        "x-kubernetes-validations": rules(&[(
+            "self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|ms|s|m|h))+)$')",
+            "must be a duration, such as 10s or 1m30s",
+        )]),
+    })
+}
+
+/// Id of a network.
+pub(crate) fn network_id(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 128 })
 }
 
 /// The absolute path of a file.
@@ -29,7 +84,7 @@ pub(crate) fn path(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^/", "maxLength": MAX_PATH })
 }
 
-/// A list of at most `MAX` addresses. Only the characters are checked here.
+/// A list of at most `MAX` addresses.
 pub(crate) fn addresses<const MAX: usize>(generator: &mut SchemaGenerator) -> Schema {
     let item = address(generator);
     json_schema!({ "type": "array", "maxItems": MAX, "items": item })

@@ -46,6 +46,7 @@ fn names_and_columns_are_those_that_users_know() {
     let columns = policy["spec"]["versions"][0]["additionalPrinterColumns"].as_array().unwrap();
     let columns: Vec<(&str, &str)> = columns
         .iter()
+        .filter(|column| column["priority"].is_null())
         .map(|column| (column["name"].as_str().unwrap(), column["jsonPath"].as_str().unwrap()))
         .collect();
     assert_eq!(columns, [("Status", ".status.state"), ("Message", ".status.message")]);
@@ -82,6 +83,65 @@ fn every_list_that_the_user_fills_is_bounded() {
             }
         });
     }
+}
+
+#[test]
+fn only_these_fields_must_be_there() {
+    let mut required = Vec::new();
+    for tree in trees() {
+        walk(&schema(&tree)["properties"]["spec"], "", &mut |path, map| {
+            let here =
+                path.rsplit('.').find(|part| !["items", "properties"].contains(part)).unwrap_or_default();
+            let names = map["required"].as_array().into_iter().flatten();
+            required.extend(names.map(|name| format!("{here}.{}", name.as_str().unwrap())));
+        });
+    }
+    required.sort();
+    required.dedup();
+    let expected = [
+        "egressRules.networkid",
+        "from.cidr",
+        "interfaces.mode",
+        "interfaces.name",
+        "rateLimits.networkid",
+        "rateLimits.rate",
+        "ratelimits.interface",
+        "ratelimits.rate",
+        "tls.certificateFile",
+        "tls.keyFile",
+        "to.cidr",
+        "upstreams.address",
+    ];
+    assert_eq!(required, expected);
+}
+
+#[test]
+fn every_field_says_what_it_is_to_kubectl_explain() {
+    for tree in trees() {
+        walk(schema(&tree), "", &mut |path, map| {
+            let properties = map["properties"].as_object().into_iter().flatten();
+            for (name, field) in properties.filter(|(_, field)| field.is_object()) {
+                assert!(
+                    field["description"].as_str().is_some_and(|text| !text.is_empty()),
+                    "{path}: {name} has no description"
+                );
+            }
+        });
+    }
+}
+
+#[test]
+fn every_rule_of_the_api_server_has_a_message_for_people() {
+    let mut rules = 0;
+    for tree in trees() {
+        walk(schema(&tree), "", &mut |path, map| {
+            for rule in map["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                rules += 1;
+                assert!(rule["message"].as_str().is_some_and(|text| text.len() > 10), "{path}: {rule}");
+            }
+        });
+    }
+    assert!(rules >= 15, "only {rules} rules");
 }
 
 #[test]
