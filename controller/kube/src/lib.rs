@@ -14,6 +14,7 @@ pub mod cluster;
 pub mod connection;
 pub mod owned;
 pub mod report;
+pub mod status;
 mod watcher;
 pub mod write;
 
@@ -21,7 +22,7 @@ pub use cluster::{Cluster, Figures, Listed, Object, Watched};
 pub use connection::{Connection, Credentials};
 pub use report::{Complaint, FirewallReport, PolicyReport, PolicyState, Report};
 pub use watcher::watch;
-pub use write::{Tally, WriteFigures};
+pub use write::{Tally, WriteFigures, report};
 
 /// The namespace in which our objects are.
 pub const NAMESPACE: &str = fw_crds::NAMESPACE;

@@ -90,8 +90,9 @@ pub struct Complaint {
     pub about: Id,
     /// Its uid, so that `kubectl describe` finds the event.
     pub uid: String,
-    /// Reason in CamelCase: `Inapplicable`, `ForbiddenCIDR`, `Reconciled`, `Error`, `RuleRefused`, `DriftRepaired`.
-    pub reason: &'static str,
+    /// Reason in CamelCase: `Inapplicable`, `ForbiddenCIDR`, `Reconciled`, `Error`, `RuleRefused`, `DriftRepaired`; for
+    /// what is enforced but hardly as meant, the finding's own.
+    pub reason: String,
     /// True: type Warning; false: Normal.
     pub warning: bool,
     /// What happened and what to do, for people.

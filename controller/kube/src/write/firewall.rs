@@ -1,0 +1,186 @@
+//! The task of the Firewall's status. It also finds out whether this machine speaks for its Firewall.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fw_policy::ObjectKind;
+use kube::Client;
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+
+use super::figures::WriteFigures;
+use super::queue::pause;
+use super::request::{Failure, Target};
+use crate::cluster::{Cluster, Object, Watched};
+use crate::report::{FirewallReport, Report};
+use crate::status::firewall::{is_news, wanted};
+use crate::status::voice::{Claim, Watcher};
+
+/// Between two writes, whatever happens.
+const LEAST_GAP: Duration = Duration::from_secs(1);
+/// Longest pause after failures.
+const MAX_PAUSE: Duration = Duration::from_secs(60);
+
+/// By which name we speak in the statuses of policies, and how often at most we repeat addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Voice {
+    pub(super) name: String,
+    pub(super) interval: Duration,
+}
+
+pub(super) async fn keep(
+    client: Client,
+    mut cluster: watch::Receiver<Arc<Cluster>>,
+    mut report: watch::Receiver<Arc<Report>>,
+    voice: watch::Sender<Option<Voice>>,
+    figures: &WriteFigures,
+) {
+    let mut desk = Desk {
+        client,
+        figures,
+        voice,
+        began: Instant::now(),
+        watcher: Watcher::default(),
+        sent: None,
+        failures: 0,
+    };
+    loop {
+        let (objects, wanted) =
+            (Arc::clone(&cluster.borrow_and_update()), Arc::clone(&report.borrow_and_update()));
+        let next = desk.look(&objects, &wanted).await;
+        tokio::select! {
+            changed = cluster.changed() => if changed.is_err() { return },
+            changed = report.changed() => if changed.is_err() { return },
+            () = sleep_until(next) => {}
+        }
+    }
+}
+
+struct Desk<'a> {
+    client: Client,
+    figures: &'a WriteFigures,
+    voice: watch::Sender<Option<Voice>>,
+    began: Instant,
+    watcher: Watcher,
+    sent: Option<Sent>,
+    failures: u32,
+}
+
+/// The last write, or attempt.
+struct Sent {
+    at: Instant,
+    uid: String,
+    status: Value,
+    /// The object then, and the status the API server answered with: it holds until the watch shows something newer.
+    answer: Option<(Arc<Object>, Value)>,
+}
+
+impl Desk<'_> {
+    /// Writes if it is time to; tells when to look again.
+    async fn look(&mut self, cluster: &Cluster, report: &Report) -> Instant {
+        let idle = Instant::now() + MAX_PAUSE;
+        let Some(own) = &report.own else {
+            // As long as there are no Firewalls at all, machines speak by their own names.
+            let none = cluster
+                .of(Watched::Firewalls)
+                .is_some_and(|listed| listed.complete && listed.objects.is_empty());
+            let name = (none && !report.firewall.is_empty()).then(|| report.firewall.clone());
+            self.speak(name, Duration::from_secs(10));
+            self.figures.set_standby(None);
+            return idle;
+        };
+        let object = cluster
+            .by_id(&own.id)
+            .filter(|object| object.uid == own.uid && own.id.kind == ObjectKind::Firewall);
+        let Some(object) = object else {
+            self.speak(None, Duration::ZERO);
+            return idle;
+        };
+        let interval = Duration::from_millis(own.interval_ms).max(LEAST_GAP);
+        let observed = match self.sent.as_ref().and_then(|sent| sent.answer.as_ref()) {
+            Some((before, status)) if Arc::ptr_eq(before, object) => status.clone(),
+            _ => object.status.clone(),
+        };
+        let now = Instant::now();
+        let named = (own.id.name.as_str(), own.uid.as_str());
+        let claim = self.watcher.look(&report.firewall, named, &observed, interval, now - self.began);
+        let replaces = match claim {
+            Claim::Theirs(writer) => {
+                self.speak(None, interval);
+                if self.figures.set_standby(Some(&writer)) {
+                    warn!("{writer} writes the status of {}; this machine has none of its own", own.id);
+                }
+                return now + interval;
+            }
+            Claim::Ours { speaks, replaces } => {
+                self.speak(speaks.then(|| own.id.name.clone()), interval);
+                if self.figures.set_standby(None) {
+                    info!("the status of {} is written by this machine from now on", own.id);
+                }
+                replaces
+            }
+        };
+        let status = wanted(&own.status, &observed, &report.firewall);
+        let due = self.due(own, &status, &observed, interval, now);
+        if due <= now && status != observed {
+            self.write(own, object, status, replaces).await;
+            return Instant::now() + LEAST_GAP;
+        }
+        due.max(now + LEAST_GAP)
+    }
+
+    /// Once an interval, and soon when there is more to say than newer figures.
+    fn due(
+        &self,
+        own: &FirewallReport,
+        status: &Value,
+        observed: &Value,
+        interval: Duration,
+        now: Instant,
+    ) -> Instant {
+        let Some(sent) = self.sent.as_ref().filter(|sent| sent.uid == own.uid) else { return now };
+        if self.failures > 0 {
+            return sent.at + pause(LEAST_GAP, self.failures - 1, MAX_PAUSE);
+        }
+        // What was sent already and is not there still was not kept, or others wrote; at its interval it is sent again.
+        let is_news = is_news(status, observed) && is_news(status, &sent.status);
+        sent.at + if is_news { LEAST_GAP } else { interval }
+    }
+
+    async fn write(&mut self, own: &FirewallReport, object: &Arc<Object>, status: Value, replaces: bool) {
+        let version = replaces.then(|| object.resource_version.clone());
+        let target = Target { id: own.id.clone(), uid: own.uid.clone(), version };
+        let at = Instant::now();
+        let result = target.apply(&self.client, &own.id.name, &status).await;
+        let answer = match result {
+            Ok(answer) => {
+                self.figures.firewall.add_written();
+                self.failures = 0;
+                Some((Arc::clone(object), answer))
+            }
+            Err(failure) => {
+                self.figures.firewall.add_failed();
+                match failure {
+                    Failure::Refused(why) | Failure::Away(why) if self.failures == 0 => {
+                        warn!("the status of {} was not written: {why}", own.id);
+                    }
+                    failure => debug!(?failure, "the status of {} was not written", own.id),
+                }
+                self.failures = self.failures.saturating_add(1);
+                None
+            }
+        };
+        self.sent = Some(Sent { at, uid: own.uid.clone(), status, answer });
+    }
+
+    fn speak(&self, name: Option<String>, interval: Duration) {
+        let voice = name.map(|name| Voice { name, interval });
+        self.voice.send_if_modified(|current| {
+            let differs = *current != voice;
+            *current = voice;
+            differs
+        });
+    }
+}
