@@ -11,13 +11,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fw_intake::{Finding, HostFacts, Manifest, Objects};
 use fw_names::indexes::Indexes;
-use fw_nft::{Drift, Error, Kernel, Receipt};
+use fw_nft::{Drift, Error, Kernel};
 use fw_policy::{IfName, InsideBasis, ObjectKind, Protocol};
 use fw_ruleset::ir::Family;
 use fw_ruleset::{DEFAULT_CELL_LIMIT, Plan, Ruleset, compile_with, name_chain, plan};
 use tracing::{debug, error, info, warn};
 
-use crate::fault;
 use crate::findings::bound_finding;
 use crate::source::Snapshot;
 use crate::telemetry::chain;
@@ -27,6 +26,7 @@ pub use names::{ARMED_MS, Installation, NamePath, NoNames, Prepared};
 pub use stored::{KernelRecord, Memory, Remembered, StoredSnapshot};
 pub use view::{Basis, DryRun, Judged, State, Tally, View};
 
+mod apply;
 mod figures;
 mod held;
 mod names;
@@ -35,8 +35,6 @@ mod stored;
 mod view;
 pub mod worker;
 
-/// Readings of the table in one attempt to commit, when others change it meanwhile.
-const ATTEMPTS: u32 = 3;
 /// Waiting time after the first refused attempt; it doubles up to the maximum.
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
@@ -81,6 +79,8 @@ pub struct Reconciler {
     stored: Option<Arc<Snapshot>>,
     flushed: bool,
     last: Figures,
+    /// Heavier plans are split.
+    long: usize,
     backoff: Option<(Duration, Instant)>,
     host_finding: Option<Finding>,
     view: View,
@@ -121,6 +121,7 @@ impl Reconciler {
             snapshot,
             flushed: false,
             last: Figures::default(),
+            long: apply::long(),
             backoff: None,
             host_finding: None,
             view: View { published: Arc::new(record.published), ..View::default() },
@@ -154,7 +155,7 @@ impl Reconciler {
         // What was adopted is newer than, or the same as, anything known from before the restart.
         let found = [State::Enforcing(Basis::Adopted), State::Enforcing(Basis::Foreign)];
         let waits = !snapshot.fresh && found.contains(&self.view.state);
-        if waits && !self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
+        if waits && !self.held.as_ref().is_some_and(|held| held.enforces(&judged.ruleset)) {
             self.view.waiting_for.clone_from(&snapshot.note);
             return;
         }
@@ -324,63 +325,6 @@ impl Reconciler {
             State::NotEnforcing("dryrun: nothing was installed".to_owned())
         };
         Ok(())
-    }
-
-    /// Commits the difference between what is held and what is wanted.
-    fn apply(&mut self, wanted: &Arc<Ruleset>) -> Result<(), Error> {
-        for attempt in 1.. {
-            if self.held.as_ref().is_some_and(|held| matches!(held, Held::Known(known) if known == wanted)) {
-                return Ok(());
-            }
-            let began = Instant::now();
-            let plan = self.plan(wanted)?;
-            if plan.is_empty() {
-                break;
-            }
-            self.arm_through(plan.ops.len());
-            debug!(steps = plan.ops.len(), took = ?began.elapsed(), "planned");
-            fault::point("before-commit");
-            match self.kernel.commit(&plan, wanted) {
-                Ok(receipt) => {
-                    self.committed(&plan, receipt, began.elapsed());
-                    if let Some(held @ Held::Foreign(_)) = &self.held {
-                        self.last = held.figures().left_by(wanted);
-                    }
-                    break;
-                }
-                // Others changed the table, or nobody knows whether the transaction arrived: look, plan again.
-                Err(error @ (Error::Stale | Error::Uncertain(_))) if attempt < ATTEMPTS => {
-                    warn!("{}", chain(&error));
-                    self.read()?;
-                }
-                Err(error) => {
-                    if matches!(error, Error::Stale | Error::Uncertain(_)) {
-                        self.held = None;
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        self.held = Some(Held::Known(Arc::clone(wanted)));
-        Ok(())
-    }
-
-    fn committed(&mut self, plan: &Plan, receipt: Receipt, took: Duration) {
-        let tally = &mut self.view.tally;
-        tally.commits += 1;
-        tally.others_in_between += u64::from(receipt.retries);
-        tally.last_messages = receipt.messages;
-        tally.last_steps = plan.ops.len();
-        tally.last_commit_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        tally.generation = receipt.generation;
-        info!(
-            steps = plan.ops.len(),
-            messages = receipt.messages,
-            bytes = receipt.bytes,
-            generation = receipt.generation,
-            ?took,
-            "applied"
-        );
     }
 
     /// The plan to `wanted`, with fresh figures where counters have to be made again.

@@ -19,6 +19,8 @@ use state::{Contents, Failure};
 /// Something that goes wrong at the next commit or check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
+    /// Nothing goes wrong this time.
+    None,
     /// Somebody changed the table.
     Stale,
     /// Others commit all the time.
@@ -93,6 +95,18 @@ impl FakeKernel {
     /// Makes the next commit or check fail; faults queue up.
     pub fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
+    }
+
+    /// Makes a commit or check fail after so many that succeed.
+    pub fn inject_after(&self, successes: usize, fault: Fault) {
+        let mut state = self.lock();
+        state.faults.extend(std::iter::repeat_n(Fault::None, successes));
+        state.faults.push_back(fault);
+    }
+
+    /// Faults that have not happened yet, with what [`FakeKernel::inject_after`] put before them.
+    pub fn faults_left(&self) -> usize {
+        self.lock().faults.len()
     }
 
     /// Makes the next update of elements fail; faults queue up. [`Fault::Refuse`] counts changes as steps.
@@ -222,7 +236,7 @@ impl State {
             return Err(Error::Stale);
         }
         match self.faults.pop_front() {
-            None => Ok(()),
+            None | Some(Fault::None) => Ok(()),
             Some(Fault::Stale) => Err(Error::Stale),
             Some(Fault::Busy) => Err(Error::Busy(1)),
             Some(Fault::Whole(errno)) => Err(Error::Whole { errno }),
@@ -320,7 +334,7 @@ impl Kernel for FakeKernel {
     fn update_elements(&mut self, changes: &[ElementChange]) -> Result<(), Error> {
         let mut state = self.lock();
         match state.update_faults.pop_front() {
-            None => state.update(changes),
+            None | Some(Fault::None) => state.update(changes),
             Some(Fault::Stale) => Err(Error::Stale),
             Some(Fault::Busy) => Err(Error::Busy(1)),
             Some(Fault::Whole(errno)) => Err(Error::Whole { errno }),

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fw_netlink::nft::{BaseChain, Counter, Element, Expr, Quota, Set as KernelSet};
+use fw_netlink::nft::{BaseChain, Counter, Element, ElementData, Expr, Quota, Set as KernelSet, Verdict};
 use fw_ruleset::ir::{Chain, ChainKind, CtTimeout, Hook, HookPoint, NamedCounter, Rule};
-use fw_ruleset::{Count, Counts, Ruleset};
+use fw_ruleset::{Count, Counts, Live, Reached, Ruleset};
 
 use crate::encode::base_chain;
 use crate::lower::lower;
@@ -56,6 +56,20 @@ pub struct ObservedSet {
     pub elements: Vec<Element>,
 }
 
+impl ObservedChain {
+    fn exprs(&self) -> impl Iterator<Item = &Expr> {
+        self.rules.iter().flat_map(|rule| &rule.exprs)
+    }
+}
+
+/// The chain an element leads to.
+fn target(element: &Element) -> Option<&str> {
+    match &element.data {
+        Some(ElementData::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain))) => Some(chain),
+        _ => None,
+    }
+}
+
 impl ObservedSet {
     /// True when elements come and go by rules, by user space outside of plans, or by time.
     pub(crate) fn has_own_life(definition: &KernelSet) -> bool {
@@ -97,6 +111,42 @@ impl Observed {
             }
         }
         Counts { named: self.counters.clone(), rules }
+    }
+
+    /// What packets may reach in it.
+    pub fn live(&self) -> Live {
+        // What an expression that we do not know refers to is unknown too.
+        if self
+            .chains
+            .values()
+            .flat_map(ObservedChain::exprs)
+            .any(|expr| matches!(expr, Expr::Unknown { .. }))
+        {
+            let base = self.chains.iter().filter(|(_, chain)| chain.base.is_some());
+            return Live {
+                chains: self.chains.keys().cloned().collect(),
+                sets: self.sets.keys().cloned().collect(),
+                base: base.map(|(name, _)| name.clone()).collect(),
+            };
+        }
+        let chains = self.chains.iter().map(|(name, chain)| (name.as_str(), chain.base.is_some()));
+        let of_chain = |name: &str| {
+            let mut reached = Reached::default();
+            for expr in self.chains.get(name).into_iter().flat_map(ObservedChain::exprs) {
+                match expr {
+                    Expr::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => reached.chains.push(chain),
+                    Expr::Lookup(lookup) => reached.sets.push(&lookup.set),
+                    Expr::Dynset(dynset) => reached.sets.push(&dynset.set),
+                    _ => {}
+                }
+            }
+            reached
+        };
+        let of_set = |name: &str| {
+            let elements = self.sets.get(name).map(|set| &set.elements[..]).unwrap_or_default();
+            elements.iter().filter_map(target).collect()
+        };
+        Live::reached(chains, of_chain, of_set)
     }
 
     /// Anonymous counters by comment, summed: to carry figures over when chains have other names now.

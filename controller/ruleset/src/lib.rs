@@ -9,6 +9,7 @@ mod evaluate;
 pub mod ir;
 mod plan;
 mod render;
+mod stages;
 mod superset;
 
 pub use compile::dns::dns_armed;
@@ -19,4 +20,5 @@ pub use evaluate::{Dynamic, Evaluation, evaluate, evaluate_with};
 pub use ir::Ruleset;
 pub use plan::{Count, Counts, Op, Plan, plan};
 pub use render::{render, rule_text};
+pub use stages::{Live, Reached, Stages};
 pub use superset::{MAX_SUPERSET_CELLS, Superset, superset};

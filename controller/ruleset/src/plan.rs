@@ -153,13 +153,21 @@ struct Steps {
     delete_elements: Vec<Op>,
     append: Vec<Op>,
     add_elements: Vec<Op>,
+    delete_chains: Vec<Op>,
     delete: Vec<Op>,
 }
 
 impl Steps {
     fn in_order(self) -> Vec<Op> {
-        let parts =
-            [self.create, self.flush, self.delete_elements, self.append, self.add_elements, self.delete];
+        let parts = [
+            self.create,
+            self.flush,
+            self.delete_elements,
+            self.append,
+            self.add_elements,
+            self.delete_chains,
+            self.delete,
+        ];
         parts.into_iter().flatten().collect()
     }
 
@@ -250,7 +258,7 @@ impl Steps {
         }
         for name in current.chains.keys().filter(|name| !wanted.chains.contains_key(*name)) {
             self.flush.push(Op::FlushChain(name.clone()));
-            self.delete.insert(0, Op::DeleteChain(name.clone()));
+            self.delete_chains.push(Op::DeleteChain(name.clone()));
         }
     }
 

@@ -7,6 +7,9 @@
     reason = "a test ends at the first thing that is not as it must be"
 )]
 
+#[path = "oracle/stages.rs"]
+mod stages;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr as _;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fw_nft::{Foreign, Observed, Table, recognise};
 use fw_ruleset::ir::{Rule, Ruleset, Statement};
-use fw_ruleset::{Op, Plan, plan};
+use fw_ruleset::{Live, Op, Plan, plan};
 
 use super::figures::Figures;
 
@@ -64,6 +64,24 @@ impl Held {
             }
             Self::Observed(observed) => plan(Some(&in_our_terms(observed, wanted)), wanted, &counts()),
             Self::Known(known) => plan(Some(known), wanted, &last.for_new_chains(known, wanted)),
+        }
+    }
+
+    /// What packets may reach in it.
+    pub(super) fn live(&self) -> Live {
+        match self {
+            Self::Absent | Self::Foreign(_) => Live::default(),
+            Self::Observed(observed) => observed.live(),
+            Self::Known(known) => Live::of(known),
+        }
+    }
+
+    /// True when `wanted` is what is enforced, whatever there is beside it that nothing leads to: a kill between the
+    /// transactions of a long plan leaves such objects.
+    pub(super) fn enforces(&self, wanted: &Ruleset) -> bool {
+        self.is_ours() && {
+            let plan = self.plan(wanted, &Figures::default());
+            !plan.switches(&self.live(), wanted)
         }
     }
 

@@ -27,7 +27,7 @@ impl Reconciler {
     /// Our table stands: it stays as it is until a source has listed.
     fn adopt(&mut self, now: Instant) {
         let base = compile(&fw_policy::PolicySet::default(), DEFAULT_CELL_LIMIT).ruleset;
-        let is_base = self.held.as_ref().is_some_and(|held| held.is(&base));
+        let is_base = self.held.as_ref().is_some_and(|held| held.enforces(&base));
         self.from_firewall &= !is_base;
         info!(base = is_base, "adopted the table that was there");
         self.view.state = State::Enforcing(Basis::Adopted);
@@ -35,7 +35,7 @@ impl Reconciler {
         let judged = self.judge(&snapshot);
         // The stored objects explain what is held only if they give exactly that. A base that a kill left behind is to
         // be followed by them, as at a cold start.
-        if is_base || self.held.as_ref().is_some_and(|held| held.is(&judged.ruleset)) {
+        if is_base || self.held.as_ref().is_some_and(|held| held.enforces(&judged.ruleset)) {
             self.converge(judged, Basis::Snapshot, now);
         }
     }

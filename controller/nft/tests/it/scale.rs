@@ -1,10 +1,12 @@
 //! Sizes of the field.
 
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use fw_nft::{Kernel, NetlinkKernel, recognise};
+use fw_nft::{Kernel, NetlinkKernel, Step, recognise};
+use fw_policy::PolicySet;
 use fw_ruleset::ir::{Field, Key, SetKind, Value, Verdict};
-use fw_ruleset::{DEFAULT_CELL_LIMIT, compile};
+use fw_ruleset::{Counts, DEFAULT_CELL_LIMIT, Live, Stages, compile, plan};
 use fw_testkit::Netns;
 
 use crate::apply::{go_on, install, observed, policies};
@@ -68,6 +70,51 @@ fn an_edit_among_two_thousand_policies_is_a_few_messages() {
         println!("{receipt:?} in {:?}", started.elapsed());
         assert!(receipt.messages < 40, "{receipt:?}");
         assert_eq!(recognise(&observed(&mut kernel), &next), next);
+    })
+    .unwrap();
+}
+
+/// The longest time the kernel took for one of these transactions, by a hook's stamps.
+fn longest(kernel: &mut NetlinkKernel, parts: &[fw_ruleset::Plan], wanted: &fw_ruleset::Ruleset) -> Duration {
+    let stamps = Arc::new(Mutex::new(Vec::new()));
+    let taken = Arc::clone(&stamps);
+    kernel.set_hook(move |at| {
+        if matches!(at, Step::Send | Step::Sent) {
+            taken.lock().unwrap().push(Instant::now());
+        }
+    });
+    for part in parts.iter().filter(|part| !part.is_empty()) {
+        kernel.commit(part, wanted).unwrap();
+    }
+    let stamps = stamps.lock().unwrap();
+    stamps.chunks(2).map(|pair| pair[1] - pair[0]).max().unwrap()
+}
+
+#[test]
+fn ten_thousand_policies_come_and_go_in_transactions_of_which_one_switches() {
+    const LIMIT: usize = 25_000;
+    let base = compile(&PolicySet::default(), DEFAULT_CELL_LIMIT).ruleset;
+    let many = compile(&policies(10_000, 4), DEFAULT_CELL_LIMIT).ruleset;
+    let ns = Netns::new("fwnft").unwrap();
+    ns.run(|| {
+        let mut kernel = NetlinkKernel::open().unwrap();
+        install(&mut kernel, &base);
+        for (from, to) in [(&base, &many), (&many, &base)] {
+            let whole = plan(Some(from), to, &Counts::default());
+            let weight = whole.weight();
+            let at_once = longest(&mut kernel, std::slice::from_ref(&whole), to);
+            longest(&mut kernel, &[plan(Some(to), from, &Counts::default())], from);
+            let Stages { prepare, switch, clean } = whole.stages(&Live::of(from), to, LIMIT);
+            assert!(switch.weight() < 100, "{}", switch.weight());
+            let preparing = prepare.len();
+            let parts: Vec<_> = prepare.into_iter().chain([switch]).chain(clean).collect();
+            let longest = longest(&mut kernel, &parts, to);
+            println!(
+                "{weight} objects: {at_once:?} at once, at most {longest:?} in {} transactions",
+                parts.len()
+            );
+            assert_eq!(recognise(&observed(&mut kernel), to), *to, "after {preparing} of preparation");
+        }
     })
     .unwrap();
 }
