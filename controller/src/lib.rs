@@ -18,6 +18,7 @@ pub mod persist;
 pub mod problems;
 pub mod published;
 pub mod reconcile;
+pub mod report;
 pub mod source;
 pub mod state;
 pub mod status;

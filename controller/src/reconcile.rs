@@ -168,7 +168,7 @@ impl Reconciler {
     }
 
     /// Judges objects: intake, the kept Firewall, compilation, findings.
-    fn judge(&mut self, snapshot: &Snapshot) -> Arc<Judged> {
+    fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Judged> {
         let began = Instant::now();
         let (mut intake, kept) = self.intake(snapshot);
         let read = began.elapsed();
@@ -194,6 +194,7 @@ impl Reconciler {
             states: intake.states,
             firewall: intake.firewall,
             inside: intake.inside,
+            objects: Arc::clone(snapshot),
         });
         self.view.wanted = Some(Arc::clone(&judged));
         judged

@@ -12,7 +12,7 @@ use serde::Serialize;
 use tracing::{error, info, warn};
 
 use crate::published::Published;
-use crate::source::SourceCounters;
+use crate::source::{Snapshot, SourceCounters};
 
 /// Differences and findings that are spelled out in one go.
 const SHOWN: usize = 50;
@@ -101,6 +101,8 @@ pub struct Judged {
     pub firewall: Option<Id>,
     /// Which side is inside and why.
     pub inside: String,
+    /// The objects.
+    pub objects: Arc<Snapshot>,
 }
 
 impl Judged {
