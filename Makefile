@@ -52,7 +52,8 @@ bench: tools     ## ours beside a reference in one run; exits 1 when a ratio mis
 
 soak: tools apiserver ## the long forms of the tests
 	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --show-output $(SOAKS)
-	FW_KUBERNETES=newest $(CARGO) test -p fw-controller --features fault-injection --test it -- cluster
+	FW_KUBERNETES=newest $(CARGO) test -p fw-testkit -p fw-controller --features fw-controller/fault-injection --test it -- \
+		cluster faults
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh

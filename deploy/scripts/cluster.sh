@@ -73,7 +73,7 @@ follow() {
       ready*) config=${line#ready } ;;
       *) continue ;;
     esac
-    kubectl --kubeconfig "$config" apply -f "$root/crds/"
+    kubectl --kubeconfig "$config" apply -k "$root/crds/"
     kubectl --kubeconfig "$config" create namespace firewall
     printf '\nexport KUBECONFIG=%s\n\nCtrl-C ends it and removes its data.\n' "$config"
   done
@@ -83,7 +83,8 @@ start() {
   local program directory server
   program=$(build)
   directory=$(mktemp -d)
-  trap 'rm -rf "$directory"' EXIT
+  # shellcheck disable=SC2064 # it is local, and gone at the exit
+  trap "rm -rf '$directory'" EXIT
   "$program" serve --dir "$directory" > >(follow) &
   server=$!
   trap 'kill "$server" 2>/dev/null' INT TERM

@@ -8,6 +8,7 @@
 //! * [`WorkDir`] and [`BpfMount`]: a directory and a bpffs that go with their guard.
 //! * [`topology`]: the standard lab, cluster side, firewall, internet side.
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
+//! * [`cluster`]: a real API server, kubectl, and a proxy that makes faults between it and its clients.
 //! * [`dns`]: authoritative servers, resolvers, a scripted server and clients.
 //! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
 //! * [`figures`]: the table that benchmarks print.
@@ -19,6 +20,7 @@
 )]
 
 mod cleanup;
+pub mod cluster;
 pub mod dns;
 pub mod figures;
 pub mod r#gen;

@@ -68,10 +68,21 @@ impl Lines {
 impl Process {
     /// Starts a command, usually from [`crate::Netns::command`] or [`crate::Netns::exec`].
     pub fn spawn(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::null());
+        Self::spawn_with_stdin(command)
+    }
+
+    /// As [`Process::spawn`], with a standard input that says nothing and closes when this value or this process ends.
+    pub(crate) fn spawn_with_open_stdin(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::piped());
+        Self::spawn_with_stdin(command)
+    }
+
+    fn spawn_with_stdin(mut command: Command) -> Result<Self> {
         prepare_process()?;
         let name = command.get_program().to_string_lossy().into_owned();
         command.env(OWNER_VARIABLE, std::process::id().to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut registry = registry();
         let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
         registry.children.insert(child.id());

@@ -112,21 +112,27 @@ func kubeconfig(dir string, port int, pair string) (string, error) {
 	return string(text), err
 }
 
-// signToken makes a token of a service account as the API server itself would.
+// How long the API server takes a token after its end (go-jose's jwt.DefaultLeeway, which k8s.io/kubernetes
+// pkg/serviceaccount/claims.go leaves as it is).
+const leeway = time.Minute
+
+// signToken makes a token of a service account as the API server itself would, except that it is refused once its
+// lifetime is over, not a minute later.
 func signToken(dir, namespace, name, uid string, lifetime time.Duration) (string, error) {
 	key, err := keyIn(filepath.Join(dir, "service-accounts.key"))
 	if err != nil {
 		return "", err
 	}
-	now := time.Now()
+	end := time.Now().Add(lifetime - leeway)
+	begin := end.Add(-time.Hour)
 	type object = map[string]any
 	claims, err := json.Marshal(object{
 		"iss": issuer,
 		"aud": []string{issuer},
 		"sub": "system:serviceaccount:" + namespace + ":" + name,
-		"iat": now.Unix(),
-		"nbf": now.Unix(),
-		"exp": now.Add(lifetime).Unix(),
+		"iat": begin.Unix(),
+		"nbf": begin.Unix(),
+		"exp": end.Unix(),
 		"kubernetes.io": object{
 			"namespace":      namespace,
 			"serviceaccount": object{"name": name, "uid": uid},

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "the seed and the mix of generated tests")]
 
+mod cluster;
 mod corpus;
 mod dns;
+mod faults;
 mod generated;
 mod lab;
 mod load;

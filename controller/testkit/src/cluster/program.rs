@@ -1,0 +1,54 @@
+//! The program that is the API server: `controller/tests/cluster`, built by `deploy/scripts/cluster.sh`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::Process;
+use crate::netns::run_to_end;
+
+/// How long a start may take; on a busy machine with two cores it is some ten seconds.
+const START_PATIENCE: Duration = Duration::from_secs(150);
+
+/// The top of the checkout.
+pub(super) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// Where the program is; built if it is not there yet, which takes minutes.
+pub(super) fn path() -> Result<PathBuf> {
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(path) = &*built {
+        return Ok(path.clone());
+    }
+    let script = root().join("deploy/scripts/cluster.sh");
+    let path = run_to_end(Command::new(script).arg("build"), "").context(
+        "cannot build the API server of the tests; `make apiserver` does the same and shows all it says",
+    )?;
+    let path = PathBuf::from(path.trim());
+    *built = Some(path.clone());
+    Ok(path)
+}
+
+/// Starts it in a directory and waits until it is ready.
+///
+/// It reads its standard input, a pipe that this process holds open, and ends when that closes, so it dies with this
+/// process however that ends. (`PR_SET_PDEATHSIG` would not do: it is about the *thread* that started it, prctl(2), and
+/// tests are threads that end.)
+pub(super) fn serve(directory: &Path) -> Result<Process> {
+    let mut command = Command::new(path()?);
+    command.args(["serve", "--watch-stdin", "--dir"]).arg(directory);
+    let process = Process::spawn_with_open_stdin(command)?;
+    process.wait_for_line("started in ", START_PATIENCE).with_context(|| {
+        let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
+        let last: Vec<&str> = log.lines().rev().take(20).collect();
+        let last: Vec<&str> = last.into_iter().rev().collect();
+        format!("the API server did not start; its log ends with:\n{}", last.join("\n"))
+    })?;
+    Ok(process)
+}
