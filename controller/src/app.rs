@@ -11,7 +11,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use fw_kube::Credentials;
+use fw_kube::{Credentials, Report};
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::cluster::Handle;
 use crate::config::RunArgs;
 use crate::control::{self, Counters, Listening, Server};
 use crate::host::ThisMachine;
@@ -33,7 +34,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, cluster, fault, metrics, names};
+use crate::{addresses, cluster, fault, metrics, names, report};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -102,7 +103,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     names.set_jobs(jobs.clone());
     watch_table(port, jobs.clone());
 
-    let source = source(args, kept, &problems);
+    let (source, reports) = source(args, kept, &problems);
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
     let rescan = Arc::new(Notify::new());
@@ -119,6 +120,9 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     let server = Arc::new(server);
     if let Some(address) = args.metrics_addr {
         tokio::spawn(metrics::serve(address, Arc::clone(&server), problems.clone()));
+    }
+    if let Some(reports) = reports {
+        tokio::spawn(report::keep(Arc::clone(&server), reports));
     }
     let control = serve_control(args.control_socket.clone(), server, problems.clone());
     let mut control = std::pin::pin!(control);
@@ -165,15 +169,19 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where objects come from.
-fn source(args: &RunArgs, kept: Groups, problems: &Problems) -> Box<dyn Source> {
+/// Where objects come from, and whom to tell what became of them.
+fn source(
+    args: &RunArgs,
+    kept: Groups,
+    problems: &Problems,
+) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>) {
     if let Some(manifests) = &args.manifests {
-        return Box::new(ManifestDirectory::new(manifests.clone(), &kept));
+        return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None);
     }
     let credentials = Credentials::find(args.kubeconfig.as_deref());
     let description = format!("API server of {}", credentials.describe());
-    let cluster = cluster::start(credentials);
-    Box::new(ApiServer::new(description, cluster.cluster, cluster.relist, kept, problems.clone()))
+    let Handle { cluster, relist, report } = cluster::start(credentials, problems.clone());
+    (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report))
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
