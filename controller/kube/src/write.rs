@@ -28,10 +28,12 @@ pub async fn report(
     figures: Arc<WriteFigures>,
 ) {
     let (voice, voices) = watch::channel(None);
+    let (standby, standbys) = watch::channel(None);
+    let tell = firewall::Tell { voice, standby };
     tokio::join!(
-        firewall::keep(client.clone(), cluster.clone(), report.clone(), voice, &figures),
+        firewall::keep(client.clone(), cluster.clone(), report.clone(), tell, &figures),
         policies::keep(client.clone(), cluster, report.clone(), voices, &figures),
-        events::keep(client, report, &figures),
+        events::keep(client, report, standbys, &figures),
     );
 }
 

@@ -45,13 +45,20 @@ const MAX_TOLD: usize = 20_000;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
-pub(super) async fn keep(client: Client, mut report: watch::Receiver<Arc<Report>>, figures: &WriteFigures) {
+pub(super) async fn keep(
+    client: Client,
+    mut report: watch::Receiver<Arc<Report>>,
+    mut standby: watch::Receiver<Option<String>>,
+    figures: &WriteFigures,
+) {
     let mut desk = Desk::new(client, figures);
     loop {
-        desk.look(&report.borrow_and_update());
+        let writer = standby.borrow_and_update().clone();
+        desk.look(&report.borrow_and_update(), writer.as_deref());
         let next = desk.tell().await;
         tokio::select! {
             changed = report.changed() => if changed.is_err() { return },
+            changed = standby.changed() => if changed.is_err() { return },
             () = sleep_until(next) => {}
         }
     }
@@ -82,9 +89,9 @@ impl<'a> Desk<'a> {
     }
 
     /// Takes note of what came up and what is over.
-    fn look(&mut self, report: &Report) {
+    fn look(&mut self, report: &Report, writer: Option<&str>) {
         self.instance = cut(&report.firewall, MAX_INSTANCE);
-        let standby = standby(report, self.figures);
+        let standby = standby(report, writer);
         let is_wanted = |complaint: &Complaint| {
             report.complaints.contains(complaint) || standby.as_ref() == Some(complaint)
         };
@@ -227,8 +234,8 @@ pub(super) fn event(complaint: &Complaint, instance: &str, now: Timestamp) -> Ev
 }
 
 /// That another machine writes the status of our Firewall.
-fn standby(report: &Report, figures: &WriteFigures) -> Option<Complaint> {
-    let (own, writer) = (report.own.as_ref()?, figures.standby()?);
+fn standby(report: &Report, writer: Option<&str>) -> Option<Complaint> {
+    let (own, writer) = (report.own.as_ref()?, writer?);
     Some(Complaint {
         about: own.id.clone(),
         uid: own.uid.clone(),

@@ -30,17 +30,24 @@ pub(super) struct Voice {
     pub(super) interval: Duration,
 }
 
+/// What other tasks have to know.
+pub(super) struct Tell {
+    pub(super) voice: watch::Sender<Option<Voice>>,
+    /// The machine that writes instead of us.
+    pub(super) standby: watch::Sender<Option<String>>,
+}
+
 pub(super) async fn keep(
     client: Client,
     mut cluster: watch::Receiver<Arc<Cluster>>,
     mut report: watch::Receiver<Arc<Report>>,
-    voice: watch::Sender<Option<Voice>>,
+    tell: Tell,
     figures: &WriteFigures,
 ) {
     let mut desk = Desk {
         client,
         figures,
-        voice,
+        tell,
         began: Instant::now(),
         watcher: Watcher::default(),
         sent: None,
@@ -61,7 +68,7 @@ pub(super) async fn keep(
 struct Desk<'a> {
     client: Client,
     figures: &'a WriteFigures,
-    voice: watch::Sender<Option<Voice>>,
+    tell: Tell,
     began: Instant,
     watcher: Watcher,
     sent: Option<Sent>,
@@ -88,7 +95,7 @@ impl Desk<'_> {
                 .is_some_and(|listed| listed.complete && listed.objects.is_empty());
             let name = (none && !report.firewall.is_empty()).then(|| report.firewall.clone());
             self.speak(name, Duration::from_secs(10));
-            self.figures.set_standby(None);
+            self.stand_by(None);
             return idle;
         };
         let object = cluster
@@ -109,14 +116,14 @@ impl Desk<'_> {
         let replaces = match claim {
             Claim::Theirs(writer) => {
                 self.speak(None, interval);
-                if self.figures.set_standby(Some(&writer)) {
+                if self.stand_by(Some(&writer)) {
                     warn!("{writer} writes the status of {}; this machine has none of its own", own.id);
                 }
                 return now + interval;
             }
             Claim::Ours { speaks, replaces } => {
                 self.speak(speaks.then(|| own.id.name.clone()), interval);
-                if self.figures.set_standby(None) {
+                if self.stand_by(None) {
                     info!("the status of {} is written by this machine from now on", own.id);
                 }
                 replaces
@@ -175,9 +182,18 @@ impl Desk<'_> {
         self.sent = Some(Sent { at, uid: own.uid.clone(), status, answer });
     }
 
+    /// True when that is news.
+    fn stand_by(&self, writer: Option<&str>) -> bool {
+        let is_new = self.figures.set_standby(writer);
+        if is_new {
+            self.tell.standby.send_replace(writer.map(str::to_owned));
+        }
+        is_new
+    }
+
     fn speak(&self, name: Option<String>, interval: Duration) {
         let voice = name.map(|name| Voice { name, interval });
-        self.voice.send_if_modified(|current| {
+        self.tell.voice.send_if_modified(|current| {
             let differs = *current != voice;
             *current = voice;
             differs
