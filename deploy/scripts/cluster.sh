@@ -50,6 +50,10 @@ build() {
   directory=${XDG_CACHE_HOME:-$HOME/.cache}/firewall-controller
   key=$(cat "$mod.mod" "$mod.sum" "$source"/*.go "$0" | sha256sum | cut -c1-16)
   program=$directory/cluster-$tags-$key
+  if [ -x "$program" ]; then
+    echo "$program"
+    return
+  fi
   mkdir -p "$directory"
   # One build at a time; who waited finds it done.
   exec 9>"$directory/lock"
@@ -66,15 +70,16 @@ build() {
 
 # Applies what a cluster with this controller has, and says how to reach it.
 follow() {
-  local line config
+  local line config kubectl=(kubectl)
+  command -v kubectl >/dev/null || kubectl=("$1" kubectl)
   while read -r line; do
     echo "$line"
     case $line in
       ready*) config=${line#ready } ;;
       *) continue ;;
     esac
-    kubectl --kubeconfig "$config" apply -k "$root/crds/"
-    kubectl --kubeconfig "$config" create namespace firewall
+    "${kubectl[@]}" --kubeconfig "$config" apply -k "$root/crds/"
+    "${kubectl[@]}" --kubeconfig "$config" create namespace firewall
     printf '\nexport KUBECONFIG=%s\n\nCtrl-C ends it and removes its data.\n' "$config"
   done
 }
@@ -85,7 +90,7 @@ start() {
   directory=$(mktemp -d)
   # shellcheck disable=SC2064 # it is local, and gone at the exit
   trap "rm -rf '$directory'" EXIT
-  "$program" serve --dir "$directory" > >(follow) &
+  "$program" serve --dir "$directory" > >(follow "$program") &
   server=$!
   trap 'kill "$server" 2>/dev/null' INT TERM
   # A signal ends the first wait, the server's end the second.

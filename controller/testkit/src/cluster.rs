@@ -195,7 +195,7 @@ impl Cluster {
 
     /// As [`Cluster::kubectl_with_input`], with another kubeconfig.
     pub fn kubectl_as(&self, kubeconfig: &Path, arguments: &[&str], input: &str) -> Result<Said> {
-        let mut child = Command::new("kubectl")
+        let mut child = program::kubectl()?
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .arg("--cache-dir")
@@ -205,7 +205,7 @@ impl Cluster {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .context("cannot start kubectl, which tests use as users do; install it")?;
+            .context("cannot start kubectl")?;
         let stdin = child.stdin.take();
         // From a thread: see `run_to_end` of the namespaces.
         let output = std::thread::scope(|scope| {

@@ -55,6 +55,11 @@ func start(dir, socket string, flags []string) (started, error) {
 	return &programs{etcd, api, signals}, nil
 }
 
+func kubectl(arguments []string) error {
+	path := filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl")
+	return fmt.Errorf("cannot run %s: %w", path, syscall.Exec(path, append([]string{"kubectl"}, arguments...), os.Environ()))
+}
+
 func (p *programs) wait() error {
 	select {
 	case <-p.signals:

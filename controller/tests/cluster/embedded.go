@@ -12,7 +12,9 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	apiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/component-base/cli"
 	"k8s.io/component-base/version"
+	"k8s.io/kubectl/pkg/cmd"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 )
 
@@ -35,6 +37,13 @@ func start(dir, socket string, flags []string) (started, error) {
 	api := make(chan error, 1)
 	go func() { api <- command.Execute() }()
 	return &embedded{etcd, api}, nil
+}
+
+// kubectl for machines that have none: Debian 12's is too old to know tokens and subresources.
+func kubectl(arguments []string) error {
+	os.Args = append([]string{"kubectl"}, arguments...)
+	os.Exit(cli.Run(cmd.NewDefaultKubectlCommand()))
+	return nil
 }
 
 func startEtcd(dir, socket string) (*embed.Etcd, error) {

@@ -17,6 +17,7 @@ const usage = `usage:
   cluster serve --dir DIR [--port PORT] [--watch-stdin]
   cluster token --dir DIR --namespace NS --name SERVICEACCOUNT --uid UID --seconds N
   cluster kubeconfig --dir DIR --user NAME [--groups A,B]
+  cluster kubectl ARGUMENTS
 
 serve prints "ready KUBECONFIG" once /readyz is ok and ends on SIGTERM, SIGINT, or (--watch-stdin) when its standard
 input closes. token signs one that may be shorter than the ten minutes of the TokenRequest API. kubeconfig prints one
@@ -26,6 +27,12 @@ with a client certificate.
 func main() {
 	if len(os.Args) < 2 {
 		fail(fmt.Errorf("no command\n%s", usage))
+	}
+	if os.Args[1] == "kubectl" {
+		if err := kubectl(os.Args[2:]); err != nil {
+			fail(err)
+		}
+		return
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
 	flags.Usage = func() { fmt.Fprint(os.Stderr, usage) }

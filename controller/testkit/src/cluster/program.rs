@@ -2,8 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -33,6 +32,19 @@ pub(super) fn path() -> Result<PathBuf> {
     let path = PathBuf::from(path.trim());
     *built = Some(path.clone());
     Ok(path)
+}
+
+/// kubectl: the machine's, else the one that the program has in it.
+pub(super) fn kubectl() -> Result<Command> {
+    let installed = std::env::var_os("PATH").is_some_and(|directories| {
+        std::env::split_paths(&directories).any(|directory| directory.join("kubectl").is_file())
+    });
+    if installed {
+        return Ok(Command::new("kubectl"));
+    }
+    let mut command = Command::new(path()?);
+    command.arg("kubectl");
+    Ok(command)
 }
 
 /// Starts it in a directory and waits until it is ready.
