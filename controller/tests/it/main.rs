@@ -13,6 +13,7 @@
 mod bad_input;
 mod cli;
 mod daemon;
+mod deploy;
 mod docs;
 mod drift;
 mod droplog;
