@@ -1,7 +1,8 @@
 //! The real binary, running in the firewall of a lab.
 
+use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(crate) struct Daemon {
     base: PathBuf,
     /// Pins that outlive the process; unmounted when this goes.
     bpf: BpfMount,
+    /// Flags of `run` that say where objects come from.
+    objects: Vec<OsString>,
     process: Option<Process>,
 }
 
@@ -29,8 +32,18 @@ impl Daemon {
     pub(crate) fn new(label: &str) -> Result<Self> {
         let base = std::env::temp_dir().join(format!("fwt-{}-{label}", std::process::id()));
         let _ = fs::remove_dir_all(&base);
-        fs::create_dir_all(base.join("manifests"))?;
-        Ok(Self { base, bpf: BpfMount::new(label)?, process: None })
+        let manifests = base.join("manifests");
+        fs::create_dir_all(&manifests)?;
+        let objects = vec!["--manifests".into(), manifests.into()];
+        Ok(Self { base, bpf: BpfMount::new(label)?, objects, process: None })
+    }
+
+    /// The same for a controller that asks an API server, and the name of the Firewall object that is its own.
+    pub(crate) fn of_cluster(label: &str, kubeconfig: &Path, firewall: &str) -> Result<Self> {
+        let mut daemon = Self::new(label)?;
+        daemon.objects =
+            vec!["--kubeconfig".into(), kubeconfig.into(), "--firewall-name".into(), firewall.into()];
+        Ok(daemon)
     }
 
     /// The directory that the controller watches.
@@ -72,7 +85,7 @@ impl Daemon {
     /// Starts the controller in a namespace, with environment variables of the feature `fault-injection`.
     pub(crate) fn start(&mut self, ns: &Netns, variables: &[(&str, &str)]) -> Result<()> {
         let mut command = ns.command(BINARY);
-        command.arg("run").arg("--manifests").arg(self.manifests());
+        command.arg("run").args(&self.objects);
         command.arg("--state-dir").arg(self.state()).arg("--control-socket").arg(self.socket());
         command.arg("--bpf-dir").arg(self.pins());
         command.envs(variables.iter().copied());

@@ -21,6 +21,7 @@ mod edits;
 mod field;
 mod golden;
 mod kills;
+mod kube;
 mod layering;
 mod names;
 mod oracle;
