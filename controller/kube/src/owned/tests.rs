@@ -130,6 +130,22 @@ impl Node {
         format!("{}-{}-{}", self.own.firewall, self.ahead, self.beat)
     }
 
+    /// An address of another firewall goes only after its slice went.
+    fn check_order(&self, observed: &Observed) {
+        for (kind, object) in
+            self.writes.iter().map(Write::object).filter(|(kind, _)| *kind == Kind::Endpoints)
+        {
+            let left = addresses_of(object);
+            for (name, slice) in &observed.slices {
+                let Some(kept) = kept(slice) else { continue };
+                let is_other = kept.exporter == name_of(object)
+                    && *name != slice_name(kept.exporter, &self.own.firewall);
+                let is_left = kept.addresses.iter().all(|address| left.contains(address));
+                assert!(!is_other || is_left, "{kind:?} loses {:?} of {name}", kept.addresses);
+            }
+        }
+    }
+
     /// One request. True when it is through with its heartbeat.
     fn step(&mut self, store: &mut Store, now: Time) -> bool {
         if let Some(write) = (!self.writes.is_empty()).then(|| self.writes.remove(0)) {
@@ -146,6 +162,7 @@ impl Node {
                 observed.slices = store.of(Kind::Slice);
                 self.signs.observe(&observed, now + self.ahead, BEAT);
                 self.writes = plan(&self.own, &self.stamp(), &self.signs, SILENT, &observed);
+                self.check_order(&observed);
                 if self.writes.is_empty() {
                     self.beat += 1;
                     self.next = now + BEAT;
