@@ -30,18 +30,34 @@ pub(crate) struct Field {
     pub(crate) cluster: Lease,
 }
 
+/// A firewall machine and the line from it to the API server; the controller on it does not run yet.
+pub(crate) struct Machine {
+    pub(crate) daemon: Daemon,
+    pub(crate) faults: Faults,
+    pub(crate) lab: Lab,
+    pub(crate) directory: WorkDir,
+}
+
+impl Machine {
+    /// `firewall` is the name of its Firewall object.
+    pub(crate) fn new(cluster: &Cluster, label: &str, firewall: &str) -> Result<Self> {
+        let lab = Lab::new(&LabSpec::standard(label)?)?;
+        let faults = Faults::start(cluster, &lab.firewall, IpAddr::V4(Ipv4Addr::LOCALHOST))?;
+        let directory = WorkDir::new(label)?;
+        let token = cluster.token_for("firewall", ACCOUNT, TOKEN_LIFETIME)?;
+        let kubeconfig = directory.path().join("kubeconfig");
+        fs::write(&kubeconfig, cluster.kubeconfig_for(Credentials::Token(&token), &faults.server())?)?;
+        let daemon = Daemon::of_cluster(label, &kubeconfig, firewall)?;
+        Ok(Self { daemon, faults, lab, directory })
+    }
+}
+
 impl Field {
     /// The cluster has our definitions and roles and no object; the firewall is called `firewall` and does not run yet.
     pub(crate) fn new(label: &str) -> Result<Self> {
         let cluster = Cluster::shared()?;
         cluster.kubectl(&["apply", "-k", DEPLOYED])?.ok()?;
-        let lab = Lab::new(&LabSpec::standard(label)?)?;
-        let faults = Faults::start(&cluster, &lab.firewall, IpAddr::V4(Ipv4Addr::LOCALHOST))?;
-        let directory = WorkDir::new(label)?;
-        let token = cluster.token_for("firewall", ACCOUNT, TOKEN_LIFETIME)?;
-        let kubeconfig = directory.path().join("kubeconfig");
-        fs::write(&kubeconfig, cluster.kubeconfig_for(Credentials::Token(&token), &faults.server())?)?;
-        let daemon = Daemon::of_cluster(label, &kubeconfig, "firewall")?;
+        let Machine { daemon, faults, lab, directory } = Machine::new(&cluster, label, "firewall")?;
         Ok(Self { daemon, faults, lab, directory, cluster })
     }
 
