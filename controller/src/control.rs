@@ -314,7 +314,7 @@ impl Server {
         let Some(judged) = view.enforced.as_ref().or(view.wanted.as_ref()) else {
             return Err("no objects have been read yet".to_owned());
         };
-        let known = self.names.known(packet.destination).await;
+        let known = self.names.known(&packet).await;
         let mut answer = explain(&judged.set, &judged.ruleset, &packet, &known);
         if view.enforced.is_none() {
             answer.reason.push_str("; these rules are not in force: ");

@@ -1,5 +1,6 @@
 //! What would happen to a packet, and what would have to be allowed.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -9,7 +10,7 @@ use fw_policy::{
 use fw_ruleset::{Ruleset, evaluate};
 use serde::{Deserialize, Serialize};
 
-use crate::names::Known;
+use crate::names::{EarlyDrop, Known};
 
 /// Near misses that are listed.
 const MAX_NEAR: usize = 3;
@@ -26,9 +27,13 @@ pub struct Explanation {
     /// The object and field that decide, e.g. `clusterwidenetworkpolicy firewall/allow-web spec.egress[0].to[1]`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub decided_by: Option<String>,
-    /// Comment of the rule that gives the verdict, the key of its counter in the status.
+    /// Comment of the rule that gives the verdict, the key of its counter in the status; of a packet that is dropped
+    /// early the path of its counter there, e.g. `stats.drops.policy.xdp`.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub counter: Option<String>,
+    /// Where it is dropped before nftables sees it, and for which reason: `by xdp on vlan104009, for policy`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub dropped_early: Option<String>,
     /// For a dropped packet: what would have to be allowed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub remedy: Option<String>,
@@ -45,6 +50,9 @@ impl fmt::Display for Explanation {
         if let Some(origin) = &self.decided_by {
             writeln!(f, "decided by: {origin}")?;
         }
+        if let Some(early) = &self.dropped_early {
+            writeln!(f, "early:      {early}")?;
+        }
         if let Some(comment) = &self.counter {
             writeln!(f, "counted at: {comment}")?;
         }
@@ -58,8 +66,8 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Explains a packet by the reference, with the counter that the compiled ruleset gives it. `known`: what is known of
-/// its destination from DNS answers.
+/// Explains a packet by the reference, with the counter that the compiled ruleset or the early drop gives it. `known`:
+/// what is known of it from DNS answers and from the eBPF programs.
 pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet, known: &Known) -> Explanation {
     let decision = set.decide_with(packet, &known.learned);
     let mut reason = reason(set, packet, &decision.why);
@@ -67,6 +75,11 @@ pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet, known: &Know
     if !matches!(decision.why, Why::Name { .. }) && evaluate(ruleset, packet).accepted != decision.accepted {
         reason.push_str(
             "; BUT the compiled ruleset decides otherwise: this is a fault of the controller, report it",
+        );
+    }
+    if known.early.is_some() && decision.accepted {
+        reason.push_str(
+            "; BUT the eBPF programs drop it: they are behind, or this is a fault of the controller, report it",
         );
     }
     if !known.names.is_empty() {
@@ -79,10 +92,23 @@ pub fn explain(set: &PolicySet, ruleset: &Ruleset, packet: &Packet, known: &Know
         accepted: decision.accepted,
         reason,
         decided_by: origin(&decision.why).map(|origin| origin.to_string()),
-        counter: Some(decision.why.counter()),
+        counter: Some(known.early.as_ref().map_or_else(|| decision.why.counter(), counter_of)),
+        dropped_early: known.early.as_ref().map(described),
         remedy: remedy(set, packet, &decision.why),
         near,
     }
+}
+
+/// The early drop's counters count packets wherever they are dropped the same way.
+fn counter_of(early: &EarlyDrop) -> String {
+    let places: BTreeSet<&str> = early.places.values().copied().collect();
+    let paths = places.iter().map(|place| format!("stats.drops.{}.{place}", early.reason));
+    paths.collect::<Vec<_>>().join(" or ")
+}
+
+fn described(early: &EarlyDrop) -> String {
+    let places = early.places.iter().map(|(interface, place)| format!("by {place} on {interface}"));
+    format!("{}, for {}", places.collect::<Vec<_>>().join(" or "), early.reason)
 }
 
 fn reason(set: &PolicySet, packet: &Packet, why: &Why) -> String {
@@ -319,6 +345,28 @@ mod tests {
         );
         let answer = ask("tcp 10.0.1.5 -> 1.2.3.200:443 in vrf104009 out vlan179");
         assert_eq!(answer.near, ["clusterwidenetworkpolicy firewall/web spec.egress[0] excepts 1.2.3.200"]);
+    }
+
+    #[test]
+    fn a_packet_that_is_dropped_early_is_counted_there_and_one_that_would_be_accepted_is_called_a_fault() {
+        let set = example();
+        let ruleset = fw_ruleset::compile(&set, fw_ruleset::DEFAULT_CELL_LIMIT).ruleset;
+        let places = [("vlan1".parse().unwrap(), "xdp"), ("vlan2".parse().unwrap(), "tcx")].into();
+        let early = Some(EarlyDrop { places, reason: "expired name" });
+        let known = Known { early, ..Known::default() };
+        let ask = |port| {
+            let packet = format!("tcp 10.0.1.5 -> 1.2.3.4:{port} in vrf104009 out vlan179");
+            explain(&set, &ruleset, &parse(&packet).unwrap(), &known)
+        };
+        let answer = ask(80);
+        let counter = "stats.drops.expired name.tcx or stats.drops.expired name.xdp";
+        assert_eq!(answer.counter.as_deref(), Some(counter));
+        assert_eq!(
+            answer.dropped_early.as_deref(),
+            Some("by xdp on vlan1 or by tcx on vlan2, for expired name")
+        );
+        assert!(!answer.reason.contains("BUT"), "{}", answer.reason);
+        assert!(ask(443).reason.contains("BUT the eBPF programs drop it"));
     }
 
     #[test]

@@ -9,13 +9,12 @@
 //! worth of state need ([`crate::reconcile::NamePath`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fw_policy::{Fastpath, Inside, Learned, PolicySet};
+use fw_policy::{Fastpath, IfName, Inside, Learned, Packet, PolicySet};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -29,6 +28,7 @@ pub mod fastpath;
 pub mod sets;
 
 mod decider;
+mod early;
 mod encrypted;
 mod journal;
 mod keeper;
@@ -71,8 +71,8 @@ pub(crate) enum Command {
     Jobs(Sender<Job>),
     /// What was learned.
     Show(Question, oneshot::Sender<Value>),
-    /// What is known of an address.
-    Known(IpAddr, oneshot::Sender<Known>),
+    /// What is known of a packet.
+    Known(Packet, oneshot::Sender<Known>),
 }
 
 /// What is wanted of the machine's interfaces.
@@ -93,13 +93,24 @@ pub enum Question {
     Names(Option<String>),
 }
 
-/// What is known of an address.
+/// What is known of a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Known {
-    /// The selectors it is allowed by now.
+    /// The selectors its destination is allowed by now.
     pub learned: Learned,
-    /// The names it was learned from; bounded.
+    /// The names its destination was learned from; bounded.
     pub names: Vec<String>,
+    /// Where the programs drop it, if they do.
+    pub early: Option<EarlyDrop>,
+}
+
+/// A packet that nftables does not see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EarlyDrop {
+    /// The interfaces it may enter by (the ports of a VRF), and what drops it there: `xdp` or `tcx`.
+    pub places: BTreeMap<IfName, &'static str>,
+    /// As the status calls it.
+    pub reason: &'static str,
 }
 
 /// Asks the thread.
@@ -120,10 +131,10 @@ impl Handle {
         self.commands.send(Command::Jobs(jobs)).ok();
     }
 
-    /// What is known of an address; nothing when the thread does not answer.
-    pub async fn known(&self, address: IpAddr) -> Known {
+    /// What is known of a packet; nothing when the thread does not answer.
+    pub async fn known(&self, packet: &Packet) -> Known {
         let (reply, answer) = oneshot::channel();
-        self.commands.send(Command::Known(address, reply)).ok();
+        self.commands.send(Command::Known(packet.clone(), reply)).ok();
         tokio::time::timeout(PATIENCE, answer).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 

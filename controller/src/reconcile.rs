@@ -65,6 +65,8 @@ pub struct Reconciler {
     /// With the mask they are for.
     indexes: Option<(u32, Indexes)>,
     installed: Option<Arc<Installation>>,
+    /// True when maps of learned addresses were made again since the last installation.
+    remade: bool,
     /// Ways by which the proxy has answered last.
     armed: BTreeSet<(Family, Protocol)>,
     held: Option<Held>,
@@ -111,6 +113,7 @@ impl Reconciler {
             prepared: Prepared::default(),
             indexes: None,
             installed: None,
+            remade: false,
             armed: BTreeSet::new(),
             held: None,
             from_firewall: record.from_firewall,
@@ -394,7 +397,7 @@ impl Reconciler {
             if matches!(before, Held::Known(_)) {
                 self.held = Some(before);
             }
-            return;
+            return self.refill();
         }
         self.view.tally.repairs += 1;
         let who = drift.process.clone().unwrap_or_else(|| "unknown".to_owned());
@@ -406,7 +409,10 @@ impl Reconciler {
             _ => Ok(()),
         };
         match repaired {
-            Ok(()) => self.note_kernel(),
+            Ok(()) => {
+                self.refill();
+                self.note_kernel();
+            }
             Err(error) => self.failed(&error, now),
         }
     }

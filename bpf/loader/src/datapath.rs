@@ -20,6 +20,8 @@ use crate::prefixes::{Prefixes, all_ports};
 use crate::samples::Samples;
 use crate::{FIRST_PREFIX_CLASS, bpffs, nic, sys};
 
+mod judge;
+
 /// Sizes of the maps; all but the prefixes take their memory at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use fw_bpf_common::{ALL_PORTS_CLASS, Cell, TCP, UDP};
+use fw_bpf_common::{ALL_PORTS_CLASS, Address, Cell, TCP, UDP};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::classes::Classes;
 use crate::error::Error;
 use crate::map::Map;
 use crate::{CELLS_MAX, FIRST_CHAIN_SLOT, FIRST_PREFIX_CLASS};
+
+/// Lengths of whole addresses.
+const FULL4: u32 = 32;
+const FULL6: u32 = 128;
 
 /// Key of a trie: the prefix length in the machine's order, then the address.
 type Key4 = [u8; 8];
@@ -60,6 +64,24 @@ impl Prefixes {
 
     pub(crate) fn maps(&self) -> (&Map<[u8; 8], u32>, &Map<Trie6, u32>) {
         (&self.trie4, &self.trie6)
+    }
+
+    /// Class of the longest prefix that holds an address, read from the kernel.
+    pub(crate) fn longest(&self, address: &Address) -> Result<Option<u32>, Error> {
+        match *address {
+            Address::V4(word) => {
+                let mut key = [0; 8];
+                key[..4].copy_from_slice(&FULL4.to_ne_bytes());
+                key[4..].copy_from_slice(&word.to_ne_bytes());
+                self.trie4.get(&key)
+            }
+            Address::V6([first, second]) => {
+                let mut key = Trie6 { length: FULL6.to_ne_bytes(), ..Trie6::default() };
+                key.address[..8].copy_from_slice(&first.to_ne_bytes());
+                key.address[8..].copy_from_slice(&second.to_ne_bytes());
+                self.trie6.get(&key)
+            }
+        }
     }
 
     /// Prefixes of IPv4 and of IPv6.

@@ -39,7 +39,8 @@ pub trait Kernel: Send {
     fn timed_elements(&mut self, set: &str) -> Result<Vec<TimedElement>, Error>;
 
     /// What others have in this namespace that changes where a packet goes, or what belongs to it, behind the back of
-    /// whoever judges it before conntrack does: chains that translate destinations, conntrack helpers. One line each.
+    /// whoever judges it before conntrack does: chains that translate destinations, conntrack helpers, rules that put
+    /// packets into other conntrack zones. One line each.
     fn interferers(&mut self) -> Result<Vec<String>, Error> {
         Ok(Vec::new())
     }

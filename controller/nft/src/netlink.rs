@@ -1,6 +1,7 @@
 //! The real kernel.
 
 mod elements;
+mod interferers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +11,8 @@ use fw_netlink::attr::DecodeError;
 use fw_netlink::batch::{Batch, Encoded, Finish};
 use fw_netlink::message::{Ack, Head, Message, flag, subsystem};
 use fw_netlink::nft::{
-    Chain, Counter, CtHelper, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable,
-    UdpTimeout, decode_elements, elements_request, message, table_flag, udata,
+    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable, UdpTimeout,
+    decode_elements, elements_request, message, table_flag, udata,
 };
 use fw_netlink::socket::{Outcome, Socket, SocketError};
 use fw_ruleset::ir::{CtTimeout, TABLE};
@@ -29,8 +30,6 @@ use crate::probe::{Features, ProbeError};
 const COMMIT_ATTEMPTS: u32 = 16;
 /// How often a read is begun again when the ruleset changed underneath.
 const READ_ATTEMPTS: u32 = 32;
-/// NF_INET_PRE_ROUTING
-const PREROUTING: u32 = 0;
 /// How long notifications of a commit that has already happened may take.
 const NOTIFICATION: Duration = Duration::from_secs(1);
 
@@ -163,46 +162,6 @@ impl NetlinkKernel {
             ..Head::default()
         };
         self.socket.request(head, fill, take)
-    }
-
-    /// As [`Self::dump`], of all families.
-    fn dump_all(
-        &mut self,
-        message: u8,
-        fill: impl FnOnce(&mut fw_netlink::attr::Writer<'_>),
-        take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
-    ) -> Result<(), SocketError> {
-        let head = Head { subsystem: subsystem::NFTABLES, message, flags: flag::DUMP, ..Head::default() };
-        self.socket.request(head, fill, take)
-    }
-
-    fn read_interferers(&mut self) -> Result<Vec<String>, SocketError> {
-        let mut found = Vec::new();
-        self.dump_all(
-            message::GET_CHAIN,
-            |_| {},
-            |answer| {
-                // Chains of the netdev family hang elsewhere and are no NAT; what cannot be read is none either.
-                let Ok(chain) = Chain::decode(answer.attrs()) else { return Ok(()) };
-                let translates =
-                    chain.base.as_ref().is_some_and(|base| base.kind == "nat" && base.hook == PREROUTING);
-                if translates && chain.table != TABLE {
-                    found.push(format!(
-                        "chain {} of table {} may translate destinations",
-                        chain.name, chain.table
-                    ));
-                }
-                Ok(())
-            },
-        )?;
-        self.dump_all(message::GET_OBJECT, CtHelper::select_all, |answer| {
-            if let Some(helper) = CtHelper::decode(answer.attrs())? {
-                found.push(format!("table {} has the conntrack helper {}", helper.table, helper.name));
-            }
-            Ok(())
-        })?;
-        found.sort();
-        Ok(found)
     }
 
     fn find_table(&mut self) -> Result<Option<KernelTable>, SocketError> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fw_bpf::{Datapath, Mode, Samples, Sizes};
-use fw_bpf_common::{Allow, Cell, Config, Reason, flag};
+use fw_bpf_common::{Allow, Cell, Config, Reason, Verdict, flag};
 use fw_names::Change;
 use fw_policy::{Encrypted, IfName, Protocol};
 use nix::errno::Errno;
@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
+use super::clock::monotonic;
 use super::fastpath::{Attach, Port};
 use super::links;
 use super::samples::line;
@@ -270,6 +271,17 @@ impl Programs {
         })
     }
 
+    /// Interfaces that have programs, as they are attached.
+    pub(super) fn attached(&self) -> BTreeMap<IfName, Mode> {
+        self.open.as_ref().map(|open| open.attached.clone()).unwrap_or_default()
+    }
+
+    /// What they do with a packet that opens a connection. `None`: nothing, or it cannot be told.
+    pub(super) fn verdict(&self, packet: &fw_bpf_common::Packet) -> Option<Verdict> {
+        let verdict = self.open.as_ref()?.datapath.verdict(packet, monotonic());
+        verdict.inspect_err(|error| warn!("the eBPF maps cannot be read: {}", chain(error))).ok()
+    }
+
     /// Whether the early drop asks conntrack, or why not.
     pub(super) fn conntrack(&self) -> Value {
         let Some(open) = &self.open else { return Value::Null };
@@ -320,7 +332,7 @@ fn brief(why: &str) -> String {
 }
 
 /// As metrics and the status call it.
-fn reason_name(reason: Reason) -> &'static str {
+pub(super) fn reason_name(reason: Reason) -> &'static str {
     match reason {
         Reason::Policy => "policy",
         Reason::Expired => "expired name",

@@ -204,5 +204,5 @@ pub(super) fn known(site: &Site, address: IpAddr) -> Known {
     let mut learned = learner.learned(monotonic());
     learned.addresses.retain(|other, _| *other == address);
     let names = learner.names_of(address, MAX_NAMES);
-    Known { learned, names: names.iter().map(|name| name.as_str().to_owned()).collect() }
+    Known { learned, names: names.iter().map(|name| name.as_str().to_owned()).collect(), early: None }
 }

@@ -25,7 +25,7 @@ use super::journal::Journal;
 use super::links::{self, Links};
 use super::programs::Programs;
 use super::site::{DataPath, Site};
-use super::{Command, Options, Wish, encrypted, keeper, show};
+use super::{Command, Known, Options, Wish, early, encrypted, keeper, show};
 use crate::problems::Problems;
 use crate::reconcile::worker::Job;
 use crate::reconcile::{Installation, Prepared};
@@ -160,8 +160,9 @@ impl Thread {
                 reply.send(()).ok();
             }
             Command::Jobs(jobs) => self.site.set_jobs(jobs),
-            Command::Known(address, reply) => {
-                reply.send(show::known(&self.site, address)).ok();
+            Command::Known(packet, reply) => {
+                let early = early::drop_of(&self.site.programs.borrow(), self.links.as_ref(), &packet);
+                reply.send(Known { early, ..show::known(&self.site, packet.destination) }).ok();
             }
             Command::Show(question, reply) => {
                 self.site.note_refusals();

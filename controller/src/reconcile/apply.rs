@@ -132,6 +132,7 @@ impl Reconciler {
         self.arm_through(plan.weight());
         fault::point("before-commit");
         let receipt = self.kernel.commit(plan, wanted)?;
+        self.note_remade(plan);
         self.committed(plan, receipt, began.elapsed());
         Ok(())
     }

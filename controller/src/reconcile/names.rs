@@ -11,8 +11,8 @@ use fw_names::indexes::{Indexes, Side};
 use fw_netlink::nft::{ElementData, Verdict};
 use fw_nft::{ElementChange, Observed, TimedElement, recognise};
 use fw_policy::{Firewall, NameEntry, PolicySet, Protocol};
-use fw_ruleset::ir::{Family, Key, Value};
-use fw_ruleset::{FQDN_CELLS, FQDN_PORTS, Names, Ruleset, Stamp};
+use fw_ruleset::ir::{Family, Key, Set, SetKind, Value};
+use fw_ruleset::{FQDN_CELLS, FQDN_PORTS, Names, Op, Plan, Ruleset, Stamp};
 use ipnet::IpNet;
 use tracing::{error, warn};
 
@@ -83,7 +83,8 @@ pub struct Installation {
     pub stamp: Stamp,
     /// Why nothing may be dropped before conntrack has seen it; empty: nothing speaks against it.
     pub obstacles: Vec<String>,
-    /// How often marks were taken out of nftables' maps since the start. What was noted of those maps, or made for
+    /// How often nftables' maps lost elements otherwise than by the thread of names since the start: marks were taken
+    /// out, maps were made again, or others may have been at them. What was noted of those maps, or made for
     /// them, under another number counts no more.
     pub emptied: u64,
 }
@@ -321,8 +322,29 @@ impl Reconciler {
     /// After the commit, or after it failed: the data path follows what nftables holds.
     pub(super) fn after_commit(&mut self, held: Option<Arc<Installation>>) {
         crate::fault::point("before-install");
+        let held = match held {
+            Some(held) if std::mem::take(&mut self.remade) => Some(emptied(&held)),
+            other => other,
+        };
         self.installed.clone_from(&held);
         self.names.install(held);
+    }
+
+    /// A plan was committed: maps that it makes have no elements, whatever those before them had.
+    pub(super) fn note_remade(&mut self, plan: &Plan) {
+        let is_learned =
+            |set: &Set| matches!(set.kind, SetKind::Learned { .. } | SetKind::LearnedBoxes { .. });
+        self.remade |=
+            plan.ops.iter().any(|op| matches!(op, Op::CreateSet(_, set) if set.map && is_learned(set)));
+    }
+
+    /// Others may have taken elements out of the maps that stand in for eBPF, which are no part of the ruleset: they are
+    /// read, and filled again.
+    pub(super) fn refill(&mut self) {
+        let installed = self.installed.as_ref().filter(|installed| installed.stamp == Stamp::Sets);
+        if let Some(installed) = installed.map(|installed| emptied(installed)) {
+            self.after_commit(Some(installed));
+        }
     }
 
     /// The proxy has answered by these ways: the redirect of each stays armed.
@@ -377,6 +399,11 @@ impl Reconciler {
         let read = |map: &String| Some((map.clone(), self.kernel.timed_elements(map).ok()?));
         maps.iter().filter_map(read).collect()
     }
+}
+
+/// The same, with maps that hold something else than was noted.
+fn emptied(installation: &Installation) -> Arc<Installation> {
+    Arc::new(Installation { emptied: installation.emptied + 1, ..installation.clone() })
 }
 
 /// True when the rule that turns a class into a mark, and looks the mark up, is not there as it is wanted.

@@ -257,6 +257,8 @@ pub struct Ct {
 impl Ct {
     /// NFT_CT_STATE: a bit mask in host byte order; invalid 1, established 2, related 4, new 8.
     pub const STATE: u32 = 0;
+    /// NFT_CT_ZONE
+    pub const ZONE: u32 = 17;
 
     pub(super) fn encode(&self, w: &mut Writer<'_>) {
         w.be32(2, self.key);

@@ -11,6 +11,7 @@ mod apply;
 mod elements;
 mod faults;
 mod foreign;
+mod interferers;
 mod kill;
 mod log;
 mod owner;
