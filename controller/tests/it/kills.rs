@@ -11,8 +11,10 @@ use fw_testkit::r#gen::{self, Rng};
 use fw_testkit::topology::Lab;
 use fw_testkit::traffic::craft::Crafted;
 use fw_testkit::traffic::range::{Range, Shot};
+use fw_testkit::traffic::server::{Server, Service};
 
-use crate::daemon::{Daemon, PATIENCE, soak_factor};
+use crate::daemon::{Daemon, PATIENCE, eventually, soak_factor};
+use crate::names::knocker::Knocker;
 use crate::rig::{FIREWALL, at, documents, fresh_port, judge, policy};
 
 const KILLS: u32 = 200;
@@ -129,5 +131,104 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_ruleset_whole() -> Result<()> {
     ensure!(held(&lab, [&last, &last])?[0], "the last start must end with the last manifests");
     let counters = fw_testkit::nft::counters(&lab.firewall)?;
     assert_eq!(counters.comment(UNTOUCHED), 10, "the counter of an untouched policy survived all of it");
+    Ok(())
+}
+
+/// The policies that come and go in a long plan, and the one that stays.
+fn crowd(from: u32) -> String {
+    let untouched = policy("untouched", "{egress: [{to: [{cidr: 203.0.113.2/32}], ports: [{port: 7000}]}]}");
+    let one = |number| {
+        let spec = format!("{{egress: [{{to: [{{cidr: 198.18.{number}.0/24}}], ports: [{{port: 443}}]}}]}}");
+        policy(&format!("crowd-{number}"), &spec)
+    };
+    let crowd: Vec<String> = (from..from + CROWD).map(one).collect();
+    documents(&[FIREWALL, &untouched].into_iter().chain(crowd.iter().map(String::as_str)).collect::<Vec<_>>())
+}
+
+/// How many they are, and the first numbers of the two crowds.
+const CROWD: u32 = 12;
+const CROWDS: [u32; 2] = [0, 100];
+/// A plan is long from this weight on.
+const LONG: (&str, &str) = ("FW_LONG", "10");
+/// Fewer transactions would mean that the plan was not split.
+const PARTS: u32 = 8;
+
+/// Waits until it is killed, or until the edit from one crowd to another is through. True: killed.
+fn is_killed(lab: &Lab, daemon: &mut Daemon, [old, new]: [u32; 2]) -> Result<bool> {
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut ended = None;
+    eventually("it is killed or is through", || {
+        let rules = fw_testkit::nft::list_ruleset(&lab.firewall)?;
+        let has = |number: u32| rules.contains(&format!("egress-crowd-{number}-tcp"));
+        let is_through = (new..new + CROWD).all(has) && !(old..old + CROWD).any(has);
+        if is_through {
+            // What goes last may be more than these chains.
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        ended = daemon.process()?.try_wait()?;
+        Ok(ended.is_some() || is_through)
+    })?;
+    match ended {
+        Some(status) => ensure!(status.signal() == Some(9), "it ended by itself: {status}"),
+        None => daemon.kill()?,
+    }
+    Ok(ended.is_some())
+}
+
+#[test]
+fn a_kill_between_the_parts_of_a_long_plan_loses_no_packet_and_leaves_nothing_behind() -> Result<()> {
+    let lab = Lab::standard("parts")?;
+    let mut daemon = Daemon::new("parts")?;
+    let compiled = |from| -> Result<Ruleset> {
+        Ok(compile(&judge(&crowd(from), &HostFacts::default())?.set, DEFAULT_CELL_LIMIT).ruleset)
+    };
+    let rulesets = [compiled(CROWDS[0])?, compiled(CROWDS[1])?];
+    let server = Server::tcp(&lab.internet().ns, &[at("203.0.113.2", 7000)], Service::Echo)?;
+    let to = server.addresses()[0];
+    let trigger = daemon.beside("fault");
+    let file = trigger.to_str().context("a path that is not text")?.to_owned();
+    daemon.write("all.yaml", &crowd(CROWDS[0]))?;
+    daemon.start(&lab.firewall, &[LONG])?;
+    daemon.wait_until_enforcing()?;
+    daemon.kill()?;
+    let knocker = Knocker::new(&lab.cluster().ns, &[to.ip()], to.port(), Duration::from_millis(900))?;
+    let (mut current, mut killed) = (0_usize, 0);
+    for part in 1.. {
+        // The plan of each part is met twice: whoever starts finds the new manifests, or the old ones again.
+        let mut is_reached = false;
+        for goes_on in [true, false] {
+            let other = 1 - current;
+            let fault = format!("before-commit:{part}");
+            daemon.start(&lab.firewall, &[LONG, ("FW_FAULT", &fault), ("FW_FAULT_FILE", &file)])?;
+            daemon.wait_until_enforcing()?;
+            std::fs::write(&trigger, "")?;
+            daemon.write("all.yaml", &crowd(CROWDS[other]))?;
+            let was_killed = is_killed(&lab, &mut daemon, [CROWDS[current], CROWDS[other]])?;
+            std::fs::remove_file(&trigger)?;
+            is_reached |= was_killed;
+            killed += u32::from(was_killed);
+            if goes_on {
+                current = other;
+            } else {
+                daemon.write("all.yaml", &crowd(CROWDS[current]))?;
+            }
+            daemon.start(&lab.firewall, &[LONG])?;
+            daemon.wait_until_enforcing()?;
+            daemon.stop()?;
+            let [is_wanted, is_other] = held(&lab, [&rulesets[current], &rulesets[1 - current]])?;
+            ensure!(
+                is_wanted && !is_other,
+                "part {part}, killed: {was_killed}, goes on: {goes_on}: not exactly what is wanted"
+            );
+        }
+        if !is_reached {
+            ensure!(part > PARTS, "only {} transactions", part - 1);
+            break;
+        }
+    }
+    let knocks = knocker.stop()?;
+    eprintln!("{killed} kills between parts, {} connections", knocks.opened);
+    assert_eq!(knocks.lost, [], "each connection was let through at its first packet");
+    ensure!(knocks.opened > 100, "only {} connections", knocks.opened);
     Ok(())
 }

@@ -3,11 +3,13 @@
 mod answers;
 mod basics;
 mod corpus;
+mod drift;
+mod early;
 mod encrypted;
 mod field;
 mod interception;
 mod kills;
-mod knocker;
+pub(crate) mod knocker;
 mod mask;
 mod oracle;
 mod refusals;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use fw_bpf::{Datapath, Options, Program};
-use fw_bpf_common::{Allow, Config, Reason, Step, TCP, UDP, Verdict, flag, judge};
+use fw_bpf_common::{Allow, Config, Reason, Step, TCP, UDP, Verdict, flag, judge, parse};
 use ipnet::IpNet;
 
 use crate::model::{ACK, Model, Random, SYN, Spec, frame};
@@ -96,6 +96,9 @@ fn judges_random_packets(asks: bool) {
             let frame = frame(&mut random);
             let verdict = judge(&frame[..], 2, &model, &model);
             check(&datapath, &frame, verdict, &about);
+            if let Some(packet) = parse(&frame[..], 2) {
+                assert_eq!(datapath.verdict(&packet, model.now).unwrap(), verdict, "{packet:?}, {about}");
+            }
             passed += u64::from(verdict == Verdict::Pass);
             stamped += u64::from(matches!(verdict, Verdict::Stamp(_)));
             if let Verdict::Bounce(reason) = verdict {

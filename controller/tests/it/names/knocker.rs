@@ -16,16 +16,16 @@ const PATIENCE: Duration = Duration::from_millis(900);
 
 /// What they have lived through.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Knocks {
+pub(crate) struct Knocks {
     /// Connections that were opened.
-    pub(super) opened: usize,
+    pub(crate) opened: usize,
     /// When connections were begun that did not come about, since the first of all.
-    pub(super) lost: Vec<(Duration, IpAddr)>,
+    pub(crate) lost: Vec<(Duration, IpAddr)>,
 }
 
 impl Knocks {
     /// From the first to the last that was lost.
-    pub(super) fn closed_for(&self) -> Duration {
+    pub(crate) fn closed_for(&self) -> Duration {
         match (self.lost.first(), self.lost.last()) {
             (Some((first, _)), Some((last, _))) => last.saturating_sub(*first),
             _ => Duration::ZERO,
@@ -34,7 +34,7 @@ impl Knocks {
 }
 
 /// One client for each address; ends on drop.
-pub(super) struct Knocker {
+pub(crate) struct Knocker {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<Knocks>>>,
 }
@@ -42,7 +42,7 @@ pub(super) struct Knocker {
 impl Knocker {
     /// Knocks at one port of all addresses. While an address does not answer, its client tries anew after
     /// `patience` (at most that of a first packet).
-    pub(super) fn new(ns: &Netns, addresses: &[IpAddr], port: u16, patience: Duration) -> Result<Self> {
+    pub(crate) fn new(ns: &Netns, addresses: &[IpAddr], port: u16, patience: Duration) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let begin = Instant::now();
         let start = |address: &IpAddr| {
@@ -53,7 +53,7 @@ impl Knocker {
     }
 
     /// Ends them.
-    pub(super) fn stop(mut self) -> Result<Knocks> {
+    pub(crate) fn stop(mut self) -> Result<Knocks> {
         self.stop.store(true, Ordering::Relaxed);
         let mut all = Knocks::default();
         for thread in self.threads.drain(..) {
