@@ -212,3 +212,32 @@ fn a_first_commit_that_fails_forgets_nothing() {
     next.retry(at);
     assert_eq!(path.held().table.entries.len(), 1);
 }
+
+#[test]
+fn maps_that_others_were_at_are_read_and_filled_again() {
+    let (machine, path, mut reconciler) = marked();
+    let emptied = path.held().emptied;
+    // Elements are no part of the ruleset: nothing tells whether some are gone.
+    machine.kernel.commit_elsewhere();
+    reconciler.drifted(&lost(), Instant::now());
+    assert_eq!((path.held().emptied, reconciler.view().tally.repairs), (emptied + 1, 0));
+    reconciler.update_elements(&[cell(8, 1 << 8)], emptied).unwrap_err();
+
+    machine.kernel.vanish();
+    reconciler.drifted(&Drift { deleted: true, ..lost() }, Instant::now());
+    assert!(cells(&machine).is_empty());
+    assert!(path.held().emptied > emptied + 1, "the table was made again");
+}
+
+#[test]
+fn maps_that_an_edit_had_to_make_again_are_filled_again() {
+    let (machine, path, mut reconciler) = marked();
+    let emptied = path.held().emptied;
+    machine.kernel.vanish();
+    // The edit is there before the notification.
+    give(&mut reconciler, &[masked(MASKS[0]), to_name("a"), to_name("b"), to_name("c")]);
+    assert!(reconciler.view().refused.is_none() && machine.kernel.ruleset().is_some());
+    assert_eq!((cells(&machine), path.held().emptied), (vec![], emptied + 1));
+    give(&mut reconciler, &[masked(MASKS[0]), to_name("a"), to_name("b")]);
+    assert_eq!(path.held().emptied, emptied + 1, "they were there");
+}
