@@ -10,6 +10,7 @@
 
 mod api;
 mod faults;
+mod many;
 mod program;
 mod tls;
 mod wipe;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 pub use api::Reply;
 pub use faults::{Call, Ending, Fault, Faults, Injected, Mode};
+pub use many::{Ask, crowded};
 
 use crate::{Process, WorkDir};
 
