@@ -14,6 +14,8 @@ use crate::problems::Problems;
 
 /// Part of the status: what keeps Prometheus from finding the exporters.
 const EXPORTERS: &str = "Services of the exporters";
+/// Part of the status: what cannot be read of the kubeconfig.
+const CREDENTIALS: &str = "credentials";
 /// Part of the status: another machine has our Firewall object.
 const WRITER: &str = "status of the Firewall";
 
@@ -60,10 +62,11 @@ impl Parts {
         let (told, owned) = watch::channel(Owned::default());
         tokio::spawn(owned::own(connection.client(), wanted, told, Pace::default()));
         tokio::spawn(find_address(cluster.clone(), reports.clone(), own));
-        tokio::spawn(tell(owned, reports.clone(), Arc::clone(&figures), problems));
+        tokio::spawn(tell(owned, reports.clone(), Arc::clone(&figures), problems.clone()));
         let client = connection.client();
         tokio::spawn(async move { fw_kube::report(client, cluster, reports, figures).await });
-        tokio::spawn(connection.follow());
+        let tell = move |problem: Option<String>| problems.set(CREDENTIALS, problem.into_iter().collect());
+        tokio::spawn(connection.follow_and_tell(tell));
     }
 }
 

@@ -154,7 +154,12 @@ impl Reconciler {
         if self.flushed {
             return;
         }
-        let basis = if snapshot.fresh { Basis::Current } else { Basis::Snapshot };
+        let nothing_known = snapshot.groups.is_empty() && judged.firewall.is_none();
+        let basis = match snapshot.fresh {
+            true => Basis::Current,
+            false if nothing_known => Basis::Base,
+            false => Basis::Snapshot,
+        };
         // What was adopted is newer than, or the same as, anything known from before the restart.
         let found = [State::Enforcing(Basis::Adopted), State::Enforcing(Basis::Foreign)];
         let waits = !snapshot.fresh && found.contains(&self.view.state);

@@ -21,7 +21,7 @@ use kube::{Client, Config};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use tower::{BoxError, Service};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::chain;
 
@@ -140,8 +140,14 @@ impl Connection {
 
     /// Follows the files; ends never.
     pub async fn follow(self) {
+        self.follow_and_tell(drop).await;
+    }
+
+    /// As [`Self::follow`]; tells after each look why the newest configuration cannot be used, if so.
+    pub async fn follow_and_tell(self, mut tell: impl FnMut(Option<String>)) {
         loop {
             self.look().await;
+            tell(self.problem());
             // A refused token means that a new one is there already, or soon.
             timeout(LOOK, self.shared.refused.notified()).await.ok();
             // Not at once: somebody writes the files one after the other.
@@ -167,11 +173,7 @@ impl Connection {
                 *slot = Slot { client: Some(client), files, problem: None, reloads: slot.reloads + 1 };
             }
             Err(error) => {
-                let problem = format!("{} {}", self.shared.credentials.describe(), chain(&error));
-                if slot.problem.as_ref() != Some(&problem) {
-                    warn!("{problem}");
-                }
-                slot.problem = Some(problem);
+                slot.problem = Some(format!("{} {}", self.shared.credentials.describe(), chain(&error)));
                 slot.files = files;
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, SelectAll};
+use futures::stream::{self, BoxStream, SelectAll};
 use futures::{FutureExt as _, StreamExt as _};
 use kube::api::{Api, ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::WatchStreamExt as _;
@@ -40,7 +40,7 @@ pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: 
     let mut state = State::default();
     loop {
         let mut streams: SelectAll<BoxStream<'static, Item>> =
-            Watched::ALL.into_iter().map(|watched| stream(&client, watched)).collect();
+            Watched::ALL.into_iter().map(|watched| follow(&client, watched)).collect();
         loop {
             tokio::select! {
                 () = output.closed() => return,
@@ -62,7 +62,7 @@ pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: 
     }
 }
 
-fn stream(client: &Client, watched: Watched) -> BoxStream<'static, Item> {
+fn follow(client: &Client, watched: Watched) -> BoxStream<'static, Item> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let ours = |kind, plural: &str| {
         let kind = GroupVersionKind::gvk(fw_crds::GROUP, fw_crds::VERSION, kind);
@@ -86,7 +86,20 @@ fn stream(client: &Client, watched: Watched) -> BoxStream<'static, Item> {
             (here(&core("Secret", "secrets")), config.fields("metadata.name=droptailer-client"))
         }
     };
-    watcher::watcher(api, config).backoff(Pauses::default()).map(move |event| (watched, event)).boxed()
+    let from_start = move || watcher::watcher(api.clone(), config.clone()).boxed();
+    let events = stream::unfold((from_start(), from_start), |(mut events, from_start)| async move {
+        let event = events.next().await?;
+        if is_gone(&event) {
+            events = from_start();
+        }
+        Some((event, (events, from_start)))
+    });
+    events.backoff(Pauses::default()).map(move |event| (watched, event)).boxed()
+}
+
+/// The answer 410 to a watch: kube's watcher would ask for this version for ever. (As an event it knows it, and lists.)
+fn is_gone(event: &watcher::Result<Event<DynamicObject>>) -> bool {
+    matches!(event, Err(watcher::Error::WatchStartFailed(kube::Error::Api(status))) if status.code == 410)
 }
 
 /// Pauses between attempts of one watch: they double, and begin anew with a success.

@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of the name of a field manager (apimachinery, `FieldManagerMaxLength`).
 const MAX_MANAGER: usize = 128;
 
+/// Of the message of such a 500 (apimachinery, `managedfields/internal/structuredmerge.go`).
+const UNTYPED: &str = "failed to create typed";
+
 /// Why something was not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -43,6 +46,9 @@ fn sort(error: &kube::Error) -> Failure {
     match status.code {
         404 => Failure::Gone,
         409 => Failure::Conflict,
+        // structured-merge-diff cannot read an object that was stored past the schema of today: this object's
+        // fault, and nothing that waiting would mend.
+        500 if status.message.contains(UNTYPED) => Failure::Refused(status.message.clone()),
         401 | 403 | 429 | 500.. => Failure::Away(status.message.clone()),
         _ => Failure::Refused(status.message.clone()),
     }
