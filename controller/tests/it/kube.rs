@@ -1,5 +1,10 @@
 //! The controller in front of a real API server: what people type, what packets do, and what failures change.
 
+mod credentials;
+mod edits;
 mod field;
+mod kills;
+mod malformed;
+mod outage;
 mod pair;
 mod users;

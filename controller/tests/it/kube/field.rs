@@ -15,7 +15,7 @@ use crate::daemon::{Daemon, eventually};
 use crate::rig::FIREWALL;
 
 /// What the firewall may do in a cluster, as `kubectl apply -k` brings it.
-const DEPLOYED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base");
+pub(crate) const DEPLOYED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/base");
 /// The service account of the deployment.
 pub(crate) const ACCOUNT: &str = "firewall-controller";
 /// Longer than any test.
