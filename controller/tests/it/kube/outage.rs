@@ -143,7 +143,7 @@ fn an_api_server_that_is_away_changes_nothing_and_edits_of_meanwhile_come_after_
     let (field, cluster) = (&world.field, &world.field.cluster);
     let steady = world.steady()?;
     // Seconds; in the long form long enough for a silent connection to be given up.
-    let length = Duration::from_millis(1500) * soak_factor().pow(2);
+    let length = Duration::from_millis(1700) * soak_factor().pow(2);
     let length = length.min(Duration::from_secs(200));
     for outage in [Outage::Cut, Outage::BlackHole, Outage::Errors] {
         open_port(cluster, "old", OLD)?;
