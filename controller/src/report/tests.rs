@@ -188,7 +188,9 @@ fn what_is_not_valid_is_told_with_the_field_on_the_object_it_is_about() {
     );
     let all = complaints(&report);
     let of = |name, reason| {
-        all.iter().find(|(n, r, _)| (*n, *r) == (name, reason)).unwrap_or_else(|| panic!("{all:?}")).2
+        let found = all.iter().find(|(n, r, _)| (*n, *r) == (name, reason));
+        assert!(found.is_some(), "{name} {reason} is not among {all:?}");
+        found.unwrap().2
     };
     assert_eq!(
         of("far", "ForbiddenCIDR"),

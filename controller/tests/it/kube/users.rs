@@ -62,10 +62,10 @@ fn describe_firewall_shows_the_counters_of_exactly_these_packets() -> Result<()>
     // What the README shows is copied from here: `-- --nocapture`.
     for command in ["get fw,cwnp -n firewall", "get events -n firewall", "explain cwnp.spec.egress"] {
         let words: Vec<&str> = command.split(' ').collect();
-        println!("$ kubectl {command}\n{}", field.cluster.kubectl(&words)?.ok()?);
+        eprintln!("$ kubectl {command}\n{}", field.cluster.kubectl(&words)?.ok()?);
     }
     let described = field.cluster.kubectl(&["describe", "firewall", "-n", "firewall"])?.ok()?;
-    println!("$ kubectl describe firewall -n firewall\n{described}");
+    eprintln!("$ kubectl describe firewall -n firewall\n{described}");
     for line in ["accept traffic for np counted tcp", "Last Run", "Devices", "Controller Version"] {
         assert!(described.contains(line), "{line} is missing:\n{described}");
     }
