@@ -9,10 +9,10 @@ PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
-# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole.
-BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names
+# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster.
+BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names --bench cluster
 # The tests with a long form. What each of them prints is shown at the end, one test after the other.
-SOAKS := soak kills edits droplog names::
+SOAKS := soak kills edits droplog names:: kube::outage kube::credentials
 
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
@@ -47,7 +47,7 @@ lint: tools      ## formatting and clippy
 	$(CARGO) fmt --manifest-path bpf/xdp/Cargo.toml --check
 	cd bpf/xdp && $(LINT_EBPF) --target-dir $(CURDIR)/target/bpf-lint -- -D warnings
 
-bench: tools     ## ours beside a reference in one run; exits 1 when a ratio misses its goal
+bench: tools apiserver ## ours beside a reference in one run; exits 1 when a ratio misses its goal
 	$(CARGO) bench --no-fail-fast $(BENCHES)
 
 soak: tools apiserver ## the long forms of the tests

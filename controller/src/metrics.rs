@@ -123,6 +123,14 @@ fn families(status: &Value) -> Vec<MetricFamily> {
         &[],
         number(&controller["transactions"]["commits"]),
     );
+    all.source(&controller["source"]);
+    all.gauge(
+        "firewall_problems",
+        "What the controller itself could not do.",
+        &[],
+        length(&controller["problems"]),
+    );
+    all.gauge("firewall_findings", "Findings about objects.", &[], length(&controller["findings"]));
     all.proxy(&names["proxy"]);
     all.learned(names);
     for (map, size) in object(&names["maps"]) {
@@ -153,6 +161,22 @@ fn families(status: &Value) -> Vec<MetricFamily> {
 struct Families(BTreeMap<&'static str, MetricFamily>);
 
 impl Families {
+    /// Of an API server listings are whole lists, and events are its watches'.
+    fn source(&mut self, source: &Value) {
+        let counters = [
+            ("firewall_source_listings_total", "Listings of objects.", "scans"),
+            (
+                "firewall_source_events_total",
+                "Changes of objects that an API server told, one by one.",
+                "events",
+            ),
+            ("firewall_source_errors_total", "Reads, or requests to watch, that failed.", "readErrors"),
+        ];
+        for (name, help, key) in counters {
+            self.counter(name, help, &[], number(&source[key]));
+        }
+    }
+
     fn proxy(&mut self, proxy: &Value) {
         self.by_label(
             "firewall_dns_queries_total",
@@ -357,6 +381,10 @@ fn object(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
     value.as_object().into_iter().flatten()
 }
 
+fn length(list: &Value) -> u64 {
+    list.as_array().map_or(0, |list| u64::try_from(list.len()).unwrap_or(u64::MAX))
+}
+
 fn number(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
@@ -376,7 +404,7 @@ mod tests {
     fn a_status_becomes_families_that_prometheus_reads() {
         let status = json!({"status": {
             "stats": {"drops": {"policy": {"nftables": {"packets": 3}, "tcx": {"packets": 4}}}},
-            "controller": {"enforcing": true, "names": {
+            "controller": {"enforcing": true, "problems": ["disk full"], "source": {"scans": 2, "events": 9}, "names": {
                 "proxy": {
                     "queries": {"forwarded": 7},
                     "holdLatency": {"count": 3, "sumMicros": 60, "buckets": {"le10us": 1, "le25us": 1, "more": 1}},
@@ -388,6 +416,10 @@ mod tests {
         let text = text(&status).unwrap();
         for line in [
             "firewall_enforcing 1",
+            "firewall_problems 1",
+            "firewall_findings 0",
+            "firewall_source_listings_total 2",
+            "firewall_source_events_total 9",
             "firewall_dropped_packets_total{reason=\"policy\",where=\"nftables\"} 3",
             "firewall_dropped_packets_total{reason=\"policy\",where=\"tcx\"} 4",
             "firewall_dns_queries_total{outcome=\"forwarded\"} 7",

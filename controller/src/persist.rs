@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fw_intake::Manifest;
+use fw_netlink::memory;
 use tracing::warn;
 
 use crate::addresses::{Owned, OwnedDocument, Record};
@@ -21,6 +22,11 @@ use crate::telemetry::chain;
 
 /// Pause between two writes, so that a burst of edits is written once.
 const PAUSE: Duration = Duration::from_millis(100);
+/// So many times as long as a write took is the pause after it: thousands of objects are megabytes.
+const REST: u32 = 10;
+const LONGEST: Duration = Duration::from_secs(1);
+/// When nothing is to be written for so long, memory that a burst left free goes back to the kernel.
+const TIDY: Duration = Duration::from_secs(5);
 /// When a failed write is tried again without a newer version.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -161,11 +167,20 @@ fn write_all(state: &StateDir, identity: Option<&Identity>, shared: &Shared) {
     loop {
         let mut inbox = shared.inbox();
         while inbox.snapshot.is_none() && inbox.kernel.is_none() && !inbox.stop {
-            inbox = shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+            let waited = shared.changed.wait_timeout(inbox, TIDY);
+            let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            inbox = back;
+            if timeout.timed_out() {
+                // Not under the lock: the reconciler takes it.
+                drop(inbox);
+                memory::give_back();
+                inbox = shared.inbox();
+            }
         }
         let stop = inbox.stop;
         let (snapshot, kernel) = (inbox.snapshot.take(), inbox.kernel.take());
         drop(inbox);
+        let began = Instant::now();
         let failed = write(state, identity, snapshot.as_ref(), kernel.as_ref(), shared);
         if stop {
             return;
@@ -179,7 +194,8 @@ fn write_all(state: &StateDir, identity: Option<&Identity>, shared: &Shared) {
                 drop(shared.changed.wait_timeout(inbox, RETRY));
             }
         } else {
-            let pause = PAUSE.saturating_sub(written.elapsed());
+            let rest = began.elapsed().saturating_mul(REST);
+            let pause = PAUSE.saturating_sub(written.elapsed()).max(rest).min(LONGEST);
             let inbox = shared.inbox();
             if !inbox.stop && !pause.is_zero() {
                 drop(shared.changed.wait_timeout_while(inbox, pause, |inbox| !inbox.stop));

@@ -5,7 +5,7 @@
 //! reported; the controller then begins without it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -102,10 +102,11 @@ impl StateDir {
 
     fn replace<T: Serialize>(&self, path: &Path, document: &T) -> io::Result<()> {
         let beside = path.with_extension("new");
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-        file.write_all(&serde_json::to_vec(document)?)?;
-        file.sync_all()?;
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+        // Thousands of objects are megabytes, which need not be in memory as a whole.
+        let mut writer = BufWriter::new(file);
+        serde_json::to_writer(&mut writer, document)?;
+        writer.into_inner()?.sync_all()?;
         fs::rename(&beside, path)?;
         files::sync_directory(&self.path)
     }

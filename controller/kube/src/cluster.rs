@@ -84,6 +84,8 @@ const SOURCE: &str = "API-server";
 pub struct Cluster {
     /// By watch.
     pub listed: BTreeMap<Watched, Arc<Listed>>,
+    /// Moves with everything but statuses: with what policy is made from, and with problems.
+    pub version: u64,
 }
 
 /// What one watch knows.
@@ -222,7 +224,12 @@ fn trimmed(watched: Watched, raw: &Value, metadata: &Value) -> Value {
             }
         }
         Watched::Services => {
-            body["spec"] = raw.get("spec").cloned().unwrap_or_default();
+            let spec = raw.get("spec").unwrap_or(&Value::Null);
+            // What is no object is kept as it is, to be found fault with.
+            body["spec"] = match spec {
+                Value::Object(_) => pick(spec, &["type", "ports", "loadBalancerSourceRanges"]),
+                other => other.clone(),
+            };
             body["status"] = pick(raw.get("status").unwrap_or(&Value::Null), &["loadBalancer"]);
         }
         Watched::DroptailerPods => {

@@ -25,6 +25,10 @@ const WATCH_SECONDS: u32 = 290;
 const PAGE: u32 = 500;
 /// Events that are taken together before others see the outcome; a burst is one change.
 const BURST: usize = 4096;
+/// Between two changes that rules are made from: the first of a burst is taken at once, those that follow together.
+const RULES_GAP: Duration = Duration::from_millis(50);
+/// The same for what only writers of statuses look at: most of it is what they wrote themselves.
+const STATUSES_GAP: Duration = Duration::from_millis(250);
 /// First and longest pause after an error.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const MAX_PAUSE: Duration = Duration::from_secs(8);
@@ -38,6 +42,7 @@ type Item = (Watched, watcher::Result<Event<DynamicObject>>);
 /// Follows the API server for as long as `output` has a reader. `relist` begins every watch anew.
 pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: Arc<Notify>) {
     let mut state = State::default();
+    let mut pace = Pace::default();
     loop {
         let mut streams: SelectAll<BoxStream<'static, Item>> =
             Watched::ALL.into_iter().map(|watched| follow(&client, watched)).collect();
@@ -46,6 +51,7 @@ pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: 
                 () = output.closed() => return,
                 () = relist.notified() => break,
                 () = sleep_until(state.next_look()) => state.look(Instant::now()),
+                () = pace.wait(state.news), if state.news.is_some() => {}
                 next = streams.next() => {
                     let Some(item) = next else { break };
                     state.take(item);
@@ -55,7 +61,7 @@ pub async fn watch(client: Client, output: watch::Sender<Arc<Cluster>>, relist: 
                     }
                 }
             }
-            if std::mem::take(&mut state.changed) {
+            if pace.shows(&mut state.news, Instant::now()) {
                 output.send_replace(Arc::new(state.cluster.clone()));
             }
         }
@@ -124,6 +130,48 @@ impl Backoff for Pauses {
     }
 }
 
+/// What the readers of [`Cluster`] have not been shown yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    /// Nothing that rules are made from.
+    Statuses,
+    /// Something that they are made from.
+    Rules,
+}
+
+/// When what was shown last. A copy of the lists costs milliseconds where there are thousands of objects.
+#[derive(Default)]
+struct Pace {
+    rules: Option<Instant>,
+    anything: Option<Instant>,
+}
+
+impl Pace {
+    fn due(&self, news: News) -> Option<Instant> {
+        match news {
+            News::Rules => self.rules.map(|at| at + RULES_GAP),
+            News::Statuses => self.anything.map(|at| at + STATUSES_GAP),
+        }
+    }
+
+    async fn wait(&self, news: Option<News>) {
+        if let Some(at) = news.and_then(|news| self.due(news)) {
+            sleep_until(at).await;
+        }
+    }
+
+    /// True when it is time to show the news; then they are none any more.
+    fn shows(&mut self, news: &mut Option<News>, now: Instant) -> bool {
+        let Some(kind) = news.filter(|news| self.due(*news).is_none_or(|at| at <= now)) else { return false };
+        *news = None;
+        self.anything = Some(now);
+        if kind == News::Rules {
+            self.rules = Some(now);
+        }
+        true
+    }
+}
+
 /// What is known, and lists that are still arriving.
 #[derive(Default)]
 struct State {
@@ -131,7 +179,7 @@ struct State {
     arriving: BTreeMap<Watched, BTreeMap<(String, String), Arc<Object>>>,
     /// When each watch failed last, of those with a problem.
     failed: BTreeMap<Watched, Instant>,
-    changed: bool,
+    news: Option<News>,
 }
 
 impl State {
@@ -145,7 +193,7 @@ impl State {
         let well: Vec<Watched> =
             self.failed.iter().filter(|(_, at)| **at + WELL <= now).map(|(watched, _)| *watched).collect();
         for watched in well {
-            self.change(watched);
+            self.change(watched, News::Rules);
         }
     }
 
@@ -161,13 +209,15 @@ impl State {
             Ok(Event::InitDone) => self.listed(watched),
             Ok(Event::Apply(object)) => {
                 let (key, kept) = self.kept(watched, object);
-                let listed = self.change(watched);
+                let before = self.cluster.of(watched).and_then(|listed| listed.objects.get(&key));
+                let is_same = before.is_some_and(|before| Arc::ptr_eq(&before.group, &kept.group));
+                let listed = self.change(watched, if is_same { News::Statuses } else { News::Rules });
                 listed.figures.events += 1;
                 listed.objects.insert(key, kept);
             }
             Ok(Event::Delete(object)) => {
                 let key = key_of(&object);
-                let listed = self.change(watched);
+                let listed = self.change(watched, News::Rules);
                 listed.figures.events += 1;
                 listed.objects.remove(&key);
             }
@@ -179,7 +229,7 @@ impl State {
     fn listed(&mut self, watched: Watched) {
         let objects = self.arriving.remove(&watched).unwrap_or_default();
         info!(watch = watched.name(), objects = objects.len(), "listed");
-        let listed = self.change(watched);
+        let listed = self.change(watched, News::Rules);
         listed.objects = objects;
         listed.complete = true;
         listed.figures.lists += 1;
@@ -196,12 +246,17 @@ impl State {
             warn!(watch = watched.name(), "{problem}; what is known stays in force");
             listed.problem = Some(problem);
         }
-        self.changed = true;
+        self.note(News::Rules);
+    }
+
+    fn note(&mut self, news: News) {
+        self.news = self.news.max(Some(news));
+        self.cluster.version += u64::from(news == News::Rules);
     }
 
     /// A watch that has something to say is well.
-    fn change(&mut self, watched: Watched) -> &mut Listed {
-        self.changed = true;
+    fn change(&mut self, watched: Watched, news: News) -> &mut Listed {
+        self.note(news);
         self.failed.remove(&watched);
         let listed = Arc::make_mut(self.cluster.listed.entry(watched).or_default());
         if listed.problem.take().is_some() {

@@ -17,7 +17,8 @@ pub(super) const FIRST_LISTING: &str = "waiting for the first listing";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StoredSnapshot {
     /// The objects in the groups of their source.
-    pub groups: std::collections::BTreeMap<String, Vec<Manifest>>,
+    #[serde(with = "shared")]
+    pub groups: Groups,
     /// The Firewall object last seen; it stays in force when it is deleted.
     pub firewall: Option<Manifest>,
 }
@@ -25,24 +26,43 @@ pub struct StoredSnapshot {
 impl StoredSnapshot {
     /// The document for a snapshot.
     pub fn new(snapshot: &Snapshot, firewall: Option<Manifest>) -> Self {
-        let groups = snapshot.groups.iter().map(|(name, group)| {
-            (name.clone(), group.iter().map(|manifest| Manifest::clone(manifest)).collect())
-        });
-        Self { groups: groups.collect(), firewall }
+        Self { groups: snapshot.groups.clone(), firewall }
     }
 
     /// The objects in the groups of their source.
     pub fn groups(&self) -> Groups {
-        self.groups
-            .iter()
-            .map(|(name, group)| (name.clone(), Arc::new(group.iter().cloned().map(Arc::new).collect())))
-            .collect()
+        self.groups.clone()
     }
 
     /// As if a source had sent it before it listed anything.
     pub fn as_snapshot(&self) -> Snapshot {
         let note = FIRST_LISTING.to_owned();
         Snapshot { groups: self.groups(), note, ..Snapshot::default() }
+    }
+}
+
+/// Objects are shared with whoever has them: a copy of thousands of trees is tens of megabytes.
+mod shared {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use fw_intake::Manifest;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::source::Groups;
+
+    pub(super) fn serialize<S: Serializer>(groups: &Groups, serializer: S) -> Result<S::Ok, S::Error> {
+        let plain = groups.iter().map(|(name, group)| {
+            let manifests: Vec<&Manifest> = group.iter().map(Arc::as_ref).collect();
+            (name, manifests)
+        });
+        serializer.collect_map(plain)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Groups, D::Error> {
+        let plain = BTreeMap::<String, Vec<Manifest>>::deserialize(deserializer)?;
+        let shared = |group: Vec<Manifest>| Arc::new(group.into_iter().map(Arc::new).collect());
+        Ok(plain.into_iter().map(|(name, group)| (name, shared(group))).collect())
     }
 }
 

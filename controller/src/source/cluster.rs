@@ -52,14 +52,27 @@ impl Source for ApiServer {
 
 impl ApiServer {
     async fn follow(mut self, output: watch::Sender<Option<Arc<Snapshot>>>, rescan: Arc<Notify>) {
-        let mut last: Option<Snapshot> = None;
+        let mut last: Option<(u64, Arc<Snapshot>)> = None;
         loop {
             let cluster = Arc::clone(&self.cluster.borrow_and_update());
-            self.problems.set(PROBLEMS, cluster.problems());
-            let next = snapshot(&cluster, &self.kept);
-            if last.as_ref().is_none_or(|last| differs(last, &next)) {
-                output.send_replace(Some(Arc::new(next.clone())));
-                last = Some(next);
+            // Most changes are of statuses, and there are thousands of objects to look at.
+            if last.as_ref().is_none_or(|(version, _)| *version != cluster.version) {
+                self.problems.set(PROBLEMS, cluster.problems());
+                let next = snapshot(&cluster, &self.kept);
+                let before = last.take().filter(|(_, before)| !differs(before, &next));
+                let next = before.map_or_else(
+                    || {
+                        let next = Arc::new(next);
+                        output.send_replace(Some(Arc::clone(&next)));
+                        next
+                    },
+                    |(_, before)| before,
+                );
+                if next.fresh {
+                    // It is never asked for again, and holds as many objects as the cluster.
+                    self.kept.clear();
+                }
+                last = Some((cluster.version, next));
             }
             tokio::select! {
                 () = output.closed() => return,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use fw_crds::{Counter, FirewallStats, FirewallStatus, RuleStats};
+use serde::Deserialize as _;
 use serde_json::Value;
 
 /// Bytes of the counters of rules. The API server takes objects of 1.5 MiB, and this one is written all the time.
@@ -11,20 +12,33 @@ pub const MAX_RULE_BYTES: usize = 512 * 1024;
 /// Bytes of one counter in JSON beside its comment: `"":{"counter":{"bytes":1,"packets":1}},`.
 const COUNTER: usize = 42;
 
+/// What is to stand in the status when `writer` writes it, but for the figures, which are nearly all of it.
+#[must_use]
+pub fn head(status: &FirewallStatus, writer: &str) -> Value {
+    let FirewallStatus { state, last_run, message, controller_version, inside, .. } = status;
+    let head = FirewallStatus {
+        state: state.clone(),
+        last_run: last_run.clone(),
+        message: message.as_ref().map(|message| super::cut(message, super::MAX_MESSAGE)),
+        controller_version: controller_version.clone(),
+        inside: inside.clone(),
+        writer: Some(writer.to_owned()),
+        stats: None,
+    };
+    // Our own types have text keys only, so they always have a JSON form.
+    serde_json::to_value(head).unwrap_or_default()
+}
+
 /// What is to stand in the status when `writer` writes it.
 #[must_use]
 pub fn wanted(status: &FirewallStatus, observed: &Value, writer: &str) -> Value {
-    let mut status = status.clone();
-    status.writer = Some(writer.to_owned());
-    status.message = status.message.map(|message| super::cut(&message, super::MAX_MESSAGE));
-    let known = status.stats.is_some();
-    if let Some(stats) = status.stats.as_mut() {
+    let mut value = head(status, writer);
+    if let Some(stats) = &status.stats {
+        let mut stats = stats.clone();
         stats.rules = bounded(std::mem::take(&mut stats.rules), MAX_RULE_BYTES);
-    }
-    // Our own types have text keys only, so they always have a JSON form.
-    let mut value = serde_json::to_value(&status).unwrap_or_default();
-    // Counters are read only of rules that were compiled here; until then the last ones stay.
-    if !known && let Some(stats) = observed.get("stats").filter(|stats| is_readable(stats)) {
+        value["stats"] = serde_json::to_value(stats).unwrap_or_default();
+    } else if let Some(stats) = observed.get("stats").filter(|stats| is_readable(stats)) {
+        // Counters are read only of rules that were compiled here; until then the last ones stay.
         value["stats"] = stats.clone();
     }
     value
@@ -40,7 +54,7 @@ pub fn is_news(wanted: &Value, observed: &Value) -> bool {
 
 /// What the schema would not take is not handed back to it.
 fn is_readable(stats: &Value) -> bool {
-    serde_json::from_value::<FirewallStats>(stats.clone()).is_ok()
+    FirewallStats::deserialize(stats).is_ok()
 }
 
 /// The largest counters, as many as fit; of each action the others are summed up under a key that says how many.

@@ -15,7 +15,7 @@ use super::queue::pause;
 use super::request::{Failure, Target};
 use crate::cluster::{Cluster, Object, Watched};
 use crate::report::{FirewallReport, Report};
-use crate::status::firewall::{is_news, wanted};
+use crate::status::firewall::{head, is_news, wanted};
 use crate::status::voice::{Claim, Watcher};
 
 /// Between two writes, whatever happens.
@@ -79,9 +79,10 @@ struct Desk<'a> {
 struct Sent {
     at: Instant,
     uid: String,
-    status: Value,
+    /// Without the figures.
+    head: Value,
     /// The object then, and the status the API server answered with: it holds until the watch shows something newer.
-    answer: Option<(Arc<Object>, Value)>,
+    answer: Option<(Arc<Object>, Arc<Value>)>,
 }
 
 impl Desk<'_> {
@@ -106,13 +107,15 @@ impl Desk<'_> {
             return idle;
         };
         let interval = Duration::from_millis(own.interval_ms).max(LEAST_GAP);
-        let observed = match self.sent.as_ref().and_then(|sent| sent.answer.as_ref()) {
-            Some((before, status)) if Arc::ptr_eq(before, object) => status.clone(),
-            _ => object.status.clone(),
-        };
+        // With thousands of rules it is megabytes; what the watch has overtaken is given up.
+        let answer = self.sent.as_mut().and_then(|sent| {
+            sent.answer = sent.answer.take().filter(|(before, _)| Arc::ptr_eq(before, object));
+            sent.answer.as_ref().map(|(_, status)| Arc::clone(status))
+        });
+        let observed = answer.as_deref().unwrap_or(&object.status);
         let now = Instant::now();
         let named = (own.id.name.as_str(), own.uid.as_str());
-        let claim = self.watcher.look(&report.firewall, named, &observed, interval, now - self.began);
+        let claim = self.watcher.look(&report.firewall, named, observed, interval, now - self.began);
         let replaces = match claim {
             Claim::Theirs(writer) => {
                 self.speak(None, interval);
@@ -129,11 +132,14 @@ impl Desk<'_> {
                 replaces
             }
         };
-        let status = wanted(&own.status, &observed, &report.firewall);
-        let due = self.due(own, &status, &observed, interval, now);
-        if due <= now && status != observed {
-            self.write(own, object, status, replaces).await;
-            return Instant::now() + LEAST_GAP;
+        let head = head(&own.status, &report.firewall);
+        let due = self.due(own, &head, observed, interval, now);
+        if due <= now {
+            let status = wanted(&own.status, observed, &report.firewall);
+            if status != *observed {
+                self.write(own, object, head, status, replaces).await;
+                return Instant::now() + LEAST_GAP;
+            }
         }
         due.max(now + LEAST_GAP)
     }
@@ -142,7 +148,7 @@ impl Desk<'_> {
     fn due(
         &self,
         own: &FirewallReport,
-        status: &Value,
+        head: &Value,
         observed: &Value,
         interval: Duration,
         now: Instant,
@@ -152,20 +158,27 @@ impl Desk<'_> {
             return sent.at + pause(LEAST_GAP, self.failures - 1, MAX_PAUSE);
         }
         // What was sent already and is not there still was not kept, or others wrote; at its interval it is sent again.
-        let is_news = is_news(status, observed) && is_news(status, &sent.status);
+        let is_news = is_news(head, observed) && is_news(head, &sent.head);
         sent.at + if is_news { LEAST_GAP } else { interval }
     }
 
-    async fn write(&mut self, own: &FirewallReport, object: &Arc<Object>, status: Value, replaces: bool) {
+    async fn write(
+        &mut self,
+        own: &FirewallReport,
+        object: &Arc<Object>,
+        head: Value,
+        status: Value,
+        replaces: bool,
+    ) {
         let version = replaces.then(|| object.resource_version.clone());
         let target = Target { id: own.id.clone(), uid: own.uid.clone(), version };
         let at = Instant::now();
-        let result = target.apply(&self.client, &own.id.name, &status).await;
+        let result = target.apply(&self.client, &own.id.name, status).await;
         let answer = match result {
             Ok(answer) => {
                 self.figures.firewall.add_written();
                 self.failures = 0;
-                Some((Arc::clone(object), answer))
+                Some((Arc::clone(object), Arc::new(answer)))
             }
             Err(failure) => {
                 self.figures.firewall.add_failed();
@@ -179,7 +192,7 @@ impl Desk<'_> {
                 None
             }
         };
-        self.sent = Some(Sent { at, uid: own.uid.clone(), status, answer });
+        self.sent = Some(Sent { at, uid: own.uid.clone(), head, answer });
     }
 
     /// True when that is news.

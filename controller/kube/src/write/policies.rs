@@ -28,7 +28,7 @@ use crate::status::policy::{Merge, Present, merge};
 const MAX_IN_FLIGHT: usize = 16;
 /// Writes at once, and a second on end.
 const BURST: u32 = 100;
-const PER_SECOND: u32 = 50;
+const PER_SECOND: u32 = 200;
 /// Between two comparisons of everything.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Addresses of which only the times have changed are written at most so often.
@@ -130,7 +130,11 @@ impl<'a> Desk<'a> {
         let report = Arc::clone(&self.report);
         let known = |id: &Id| report.policies.contains_key(id);
         self.compared.retain(|id, _| known(id));
-        self.answers.retain(|id, _| known(id));
+        // What the watch has overtaken is of no use any more, and half as large as the object.
+        let current = |id: &Id, before: &Arc<Object>| {
+            self.cluster.by_id(id).is_some_and(|object| Arc::ptr_eq(object, before))
+        };
+        self.answers.retain(|id, (before, _)| known(id) && current(id, before));
         self.addresses.retain(|id, _| known(id));
         self.queue.retain(known);
         if self.voice.is_none() {
@@ -220,7 +224,7 @@ impl<'a> Desk<'a> {
         if let Some(list) = merged.prune {
             target.version = Some(object.resource_version.clone());
             return Ok(Box::pin(async move {
-                let result = target.replace(&client, &voice.name, &list).await;
+                let result = target.replace(&client, &voice.name, list).await;
                 (target.id, object, result)
             }));
         }
@@ -232,7 +236,7 @@ impl<'a> Desk<'a> {
             self.addresses.insert(id.clone(), now);
         }
         Ok(Box::pin(async move {
-            let result = target.apply(&client, &voice.name, &status).await;
+            let result = target.apply(&client, &voice.name, status).await;
             (target.id, object, result)
         }))
     }

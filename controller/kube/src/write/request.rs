@@ -87,7 +87,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Applies a status; gives the one that the API server then has.
-    pub(super) async fn apply(&self, client: &Client, voice: &str, status: &Value) -> Result<Value, Failure> {
+    pub(super) async fn apply(&self, client: &Client, voice: &str, status: Value) -> Result<Value, Failure> {
         let params = PatchParams::apply(&manager(voice)).force();
         self.patch(client, &params, &Patch::Apply(self.body(status))).await
     }
@@ -97,10 +97,10 @@ impl Target {
         &self,
         client: &Client,
         voice: &str,
-        firewalls: &Value,
+        firewalls: Value,
     ) -> Result<Value, Failure> {
         let params = PatchParams { field_manager: Some(manager(voice)), ..PatchParams::default() };
-        self.patch(client, &params, &Patch::Merge(self.body(&json!({"firewalls": firewalls})))).await
+        self.patch(client, &params, &Patch::Merge(self.body(json!({"firewalls": firewalls})))).await
     }
 
     async fn patch(
@@ -117,13 +117,14 @@ impl Target {
         Ok(object.data.get_mut("status").map(Value::take).unwrap_or_default())
     }
 
-    fn body(&self, status: &Value) -> Value {
+    /// Takes the status: that of a Firewall is megabytes as a tree.
+    fn body(&self, status: Value) -> Value {
         let mut body = json!({
             "apiVersion": format!("{}/{}", fw_crds::GROUP, fw_crds::VERSION),
             "kind": self.kind().0,
             "metadata": {"name": self.id.name, "namespace": self.id.namespace, "uid": self.uid},
-            "status": status,
         });
+        body["status"] = status;
         if let Some(version) = &self.version {
             body["metadata"]["resourceVersion"] = json!(version);
         }

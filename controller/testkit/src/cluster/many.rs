@@ -1,6 +1,7 @@
 //! Many objects at once: a cluster as full as the largest ones, in seconds.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 
 use anyhow::{Result, bail};
 use hyper::Method;
@@ -83,14 +84,11 @@ impl Cluster {
 
     /// Fills the cluster with policies of the namespace `firewall` (`crowd-00000` ...) and Services of type LoadBalancer in
     /// `default`, each of which has its address. None of them opens anything of the documentation's prefixes.
-    pub fn crowd(&self, policies: u32, services: u32) -> Result<()> {
-        let creations =
-            (0..policies).map(|number| Ask::create(POLICIES, policy(&crowded(number), &spec(number))));
-        let services: Vec<u32> = (0..services).collect();
-        let creations =
-            creations.chain(services.iter().map(|number| Ask::create(SERVICES, service(*number))));
-        self.ask_all(&creations.collect::<Vec<_>>())?;
-        self.ask_all(&services.into_iter().map(addressed).collect::<Vec<_>>())
+    pub fn crowd(&self, policies: Range<u32>, services: Range<u32>) -> Result<()> {
+        let create = |number| Ask::create(POLICIES, policy(&crowded(number), &spec(number)));
+        let serve = |number| Ask::create(SERVICES, service(number));
+        self.ask_all(&policies.map(create).chain(services.clone().map(serve)).collect::<Vec<_>>())?;
+        self.ask_all(&services.map(addressed).collect::<Vec<_>>())
     }
 }
 

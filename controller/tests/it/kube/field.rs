@@ -81,6 +81,14 @@ impl Field {
         self.cluster.request("GET", &path, "application/json", "")?.ok()
     }
 
+    /// How many policies say that they are deployed.
+    pub(crate) fn deployed(&self) -> Result<usize> {
+        let path = "/apis/metal-stack.io/v1/namespaces/firewall/clusterwidenetworkpolicies";
+        let all = self.cluster.request("GET", path, "application/json", "")?.ok()?;
+        let states = all["items"].as_array().into_iter().flatten().map(|object| &object["status"]["state"]);
+        Ok(states.filter(|state| **state == "deployed").count())
+    }
+
     /// Waits until an object is as wanted.
     pub(crate) fn wait_for(
         &self,
