@@ -71,12 +71,13 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         bpf_dir: args.bpf_dir.clone(),
         state_dir: record.state.is_some().then(|| args.state_dir.clone()),
     };
+    let is_first_start = names::is_first_start(&options);
     let (names, path) = names::start(options, problems.clone());
     let reconciler =
         Reconciler::start(Box::new(kernel), host, Box::new(memory), path, remembered, Instant::now());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let parts = Parts { reconciler, names, problems, port, features, kept, record };
+    let parts = Parts { reconciler, names, is_first_start, problems, port, features, kept, record };
     let result = runtime.block_on(serve(&args, parts));
     runtime.shutdown_background();
     persister.stop();
@@ -87,6 +88,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 struct Parts {
     reconciler: Reconciler,
     names: names::Handle,
+    is_first_start: bool,
     problems: Problems,
     port: u32,
     features: BTreeMap<String, String>,
@@ -95,7 +97,7 @@ struct Parts {
 }
 
 async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
-    let Parts { reconciler, names, problems, port, features: kernel, kept, record } = parts;
+    let Parts { reconciler, names, is_first_start, problems, port, features: kernel, kept, record } = parts;
     let (view, mut views) = watch::channel(Arc::new(View::default()));
     let (addresses, wanted_addresses) = watch::channel(None);
     let counter_interval = Duration::from_secs(args.counter_interval.into());
@@ -103,7 +105,8 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     names.set_jobs(jobs.clone());
     watch_table(port, jobs.clone());
 
-    let (source, reports) = source(args, kept, &problems);
+    let heir = is_first_start.then(|| names.clone());
+    let (source, reports) = source(args, kept, heir, &problems);
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
     let rescan = Arc::new(Notify::new());
@@ -169,10 +172,11 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where objects come from, and whom to tell what became of them.
+/// Where objects come from, and whom to tell what became of them. `heir` learns what a controller before ours has learned.
 fn source(
     args: &RunArgs,
     kept: Groups,
+    heir: Option<names::Handle>,
     problems: &Problems,
 ) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>) {
     if let Some(manifests) = &args.manifests {
@@ -180,7 +184,7 @@ fn source(
     }
     let credentials = Credentials::find(args.kubeconfig.as_deref());
     let description = format!("API server of {}", credentials.describe());
-    let Handle { cluster, relist, report } = cluster::start(credentials, problems.clone());
+    let Handle { cluster, relist, report } = cluster::start(credentials, heir, problems.clone());
     (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report))
 }
 

@@ -10,7 +10,10 @@ use fw_kube::{Cluster, Connection, Credentials, Report, WriteFigures};
 use tokio::sync::{Notify, watch};
 use tracing::error;
 
+use crate::names;
 use crate::problems::Problems;
+
+mod legacy;
 
 /// Part of the status: what keeps Prometheus from finding the exporters.
 const EXPORTERS: &str = "Services of the exporters";
@@ -29,8 +32,8 @@ pub(crate) struct Handle {
     pub(crate) report: watch::Sender<Arc<Report>>,
 }
 
-/// Starts the thread; it ends with the process.
-pub(crate) fn start(credentials: Credentials, problems: Problems) -> Handle {
+/// Starts the thread; it ends with the process. `heir`: who learns what the controller written in Go has learned.
+pub(crate) fn start(credentials: Credentials, heir: Option<names::Handle>, problems: Problems) -> Handle {
     let (objects, cluster) = watch::channel(Arc::default());
     let (report, reports) = watch::channel(Arc::default());
     let relist = Arc::new(Notify::new());
@@ -39,6 +42,9 @@ pub(crate) fn start(credentials: Credentials, problems: Problems) -> Handle {
     std::thread::spawn(move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(async {
             let client = parts.connection.client();
+            if let Some(heir) = heir {
+                tokio::spawn(legacy::pass_on(client.clone(), watched.clone(), heir));
+            }
             parts.start(watched);
             fw_kube::watch(client, objects, relisted).await;
         }),

@@ -9,11 +9,13 @@
 //! worth of state need ([`crate::reconcile::NamePath`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use fw_names::Name;
 use fw_policy::{Fastpath, IfName, Inside, Learned, Packet, PolicySet};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -73,6 +75,8 @@ pub(crate) enum Command {
     Show(Question, oneshot::Sender<Value>),
     /// What is known of a packet.
     Known(Packet, oneshot::Sender<Known>),
+    /// See [`Handle::inherit`].
+    Inherit(Vec<Inherited>),
 }
 
 /// What is wanted of the machine's interfaces.
@@ -102,6 +106,17 @@ pub struct Known {
     pub names: Vec<String>,
     /// Where the programs drop it, if they do.
     pub early: Option<EarlyDrop>,
+}
+
+/// An address of a name that another controller has learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inherited {
+    /// The name.
+    pub name: Name,
+    /// The address.
+    pub address: IpAddr,
+    /// When its answer is over: seconds since 1970.
+    pub until: u64,
 }
 
 /// A packet that nftables does not see.
@@ -138,12 +153,24 @@ impl Handle {
         tokio::time::timeout(PATIENCE, answer).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
+    /// Learns what another controller has learned, as if from a journal; not about names that are known already.
+    pub fn inherit(&self, inherited: Vec<Inherited>) {
+        self.commands.send(Command::Inherit(inherited)).ok();
+    }
+
     /// `None` when it does not answer.
     pub async fn show(&self, question: Question) -> Option<Value> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Show(question, reply)).ok()?;
         tokio::time::timeout(PATIENCE, answer).await.ok()?.ok()
     }
+}
+
+/// True when no controller has kept names in the state directory; to be asked before [`start`]. Without such a directory
+/// nobody knows.
+pub fn is_first_start(options: &Options) -> bool {
+    let journal = options.state_dir.as_ref().map(|directory| directory.join(journal::FILE));
+    journal.is_some_and(|path| matches!(path.try_exists(), Ok(false)))
 }
 
 /// Starts the thread.

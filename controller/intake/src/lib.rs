@@ -15,6 +15,7 @@ mod fastpath;
 mod field;
 mod finding;
 mod firewall;
+mod fqdn_state;
 mod inside;
 mod manifest;
 mod names;
@@ -32,6 +33,10 @@ mod values;
 
 pub use facts::{HostFacts, Interface};
 pub use finding::{Finding, Reason, Severity, Subject};
+pub use fqdn_state::{
+    FqdnState, FqdnStateError, KnownAddress, MAX_STATE_ADDRESSES, MAX_STATE_BYTES, MAX_STATE_NAMES,
+    read_fqdn_state,
+};
 pub use inside::inside_changed;
 pub use manifest::{MAX_FILE_BYTES, Manifest, ParseError, parse};
 pub use objects::{Id, MAX_OBJECTS, Objects};

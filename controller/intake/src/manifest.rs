@@ -90,7 +90,7 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Vec<Manifest>, ParseError> {
 
 /// Bounds for hostile files. serde-saphyr's own are meant for one configuration file; a file of the largest size
 /// that is full of policies needs more nodes, and no manifest needs as many aliases.
-fn yaml_options() -> serde_saphyr::Options {
+pub(crate) fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_depth: 64,

@@ -12,6 +12,7 @@
 
 pub mod cluster;
 pub mod connection;
+pub mod legacy;
 pub mod owned;
 pub mod report;
 pub mod status;

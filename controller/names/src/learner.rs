@@ -109,6 +109,11 @@ impl Learner {
         self.replace_table(table);
     }
 
+    /// The table of now.
+    pub fn table(&self) -> &Arc<Table> {
+        &self.table
+    }
+
     /// Selectors of the table that match nothing, and why.
     pub fn unusable(&self) -> &BTreeMap<FqdnSelector, Unusable> {
         self.selectors.matcher().unusable()

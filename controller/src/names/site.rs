@@ -11,13 +11,14 @@ use fw_names::answer::{self, Answer};
 use fw_names::journal::Fact;
 use fw_names::judge::Refusal;
 use fw_names::learner::Lesson;
-use fw_names::{Change, Learner, Table};
+use fw_names::{Change, Learner, Name, Table};
 use fw_policy::OtherNames;
 use fw_ruleset::Stamp;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
 use tracing::{info, warn};
 
-use super::clock::monotonic;
+use super::Inherited;
+use super::clock::{Shift, monotonic, wall};
 use super::journal::Journal;
 use super::programs::Programs;
 use super::sets::{self, Sets};
@@ -30,6 +31,7 @@ use crate::telemetry::chain;
 const SHOWN_NAMES: usize = 10;
 /// Lists of changes in a row before something must be wrong.
 const MAX_ROUNDS: usize = 1000;
+const SECOND: u64 = 1_000_000_000;
 /// Part of the status under which problems of the data path stand.
 const PART: &str = "names";
 
@@ -278,6 +280,34 @@ impl Site {
         if !facts.is_empty() {
             info!(known = facts.len(), taken, "learned again what was known before the restart");
         }
+    }
+
+    /// See [`super::Handle::inherit`]. All of it is in the journal when this returns: it is not read again.
+    pub(super) fn inherit(self: &Rc<Self>, inherited: &[Inherited]) {
+        let now = monotonic();
+        let to_monotonic = Shift::new(wall(), now);
+        let table = Arc::clone(self.learner.borrow().table());
+        let known: BTreeSet<Name> = self.learner.borrow().facts().into_iter().map(|fact| fact.name).collect();
+        let news = inherited.iter().filter(|inherited| !known.contains(&inherited.name));
+        let facts: Vec<Fact> = news
+            .map(|Inherited { name, address, until }| {
+                // Who was told the answer may use it to its end.
+                let until = to_monotonic.carry(until.saturating_mul(SECOND));
+                Fact { name: name.clone(), address: *address, asked: now, handed: until, until }
+            })
+            .collect();
+        self.journal.borrow_mut().append(&facts);
+        self.facts.borrow_mut().extend(facts);
+        self.relearn(&table);
+        // On a task of its own: the reconciler, which changes nftables maps for us, may be waiting for this thread.
+        let site = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            if site.stamp().is_some()
+                && let Err(error) = site.push().await
+            {
+                warn!("the data path does not hold all that was inherited: {}", chain(&error));
+            }
+        });
     }
 
     /// Nothing of what was known before the restart counts any more.

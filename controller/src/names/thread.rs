@@ -164,6 +164,7 @@ impl Thread {
                 let early = early::drop_of(&self.site.programs.borrow(), self.links.as_ref(), &packet);
                 reply.send(Known { early, ..show::known(&self.site, packet.destination) }).ok();
             }
+            Command::Inherit(inherited) => self.site.inherit(&inherited),
             Command::Show(question, reply) => {
                 self.site.note_refusals();
                 let running = self.proxy.as_ref().map(|proxy| Rc::clone(&proxy.proxy));

@@ -5,6 +5,7 @@ mod edits;
 mod field;
 mod kills;
 mod legacy;
+mod legacy;
 mod malformed;
 mod outage;
 mod pair;
