@@ -5,7 +5,6 @@ mod edits;
 mod field;
 mod kills;
 mod legacy;
-mod legacy;
 mod malformed;
 mod outage;
 mod pair;
