@@ -164,9 +164,14 @@ pub fn start(
 
 fn write_all(state: &StateDir, identity: Option<&Identity>, shared: &Shared) {
     let mut written = Instant::now();
+    let mut is_tidy = false;
     loop {
         let mut inbox = shared.inbox();
         while inbox.snapshot.is_none() && inbox.kernel.is_none() && !inbox.stop {
+            if is_tidy {
+                inbox = shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             let waited = shared.changed.wait_timeout(inbox, TIDY);
             let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             inbox = back;
@@ -174,9 +179,11 @@ fn write_all(state: &StateDir, identity: Option<&Identity>, shared: &Shared) {
                 // Not under the lock: the reconciler takes it.
                 drop(inbox);
                 memory::give_back();
+                is_tidy = true;
                 inbox = shared.inbox();
             }
         }
+        is_tidy = false;
         let stop = inbox.stop;
         let (snapshot, kernel) = (inbox.snapshot.take(), inbox.kernel.take());
         drop(inbox);

@@ -41,3 +41,4 @@ pub use inside::inside_changed;
 pub use manifest::{MAX_FILE_BYTES, Manifest, ParseError, parse};
 pub use objects::{Id, MAX_OBJECTS, Objects};
 pub use outcome::{Intake, PolicyState, intake};
+pub use service::SOURCE_RANGES;

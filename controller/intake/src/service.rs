@@ -16,7 +16,7 @@ use crate::report::Report;
 use crate::text::quoted;
 
 /// Source ranges as Kubernetes took them before the field existed; an empty field still falls back to it.
-const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
 
 const VOID: &str = "the entry opens nothing";
 

@@ -231,6 +231,12 @@ fn trimmed(watched: Watched, raw: &Value, metadata: &Value) -> Value {
                 other => other.clone(),
             };
             body["status"] = pick(raw.get("status").unwrap_or(&Value::Null), &["loadBalancer"]);
+            // Who may come can be written here too: without it everybody might.
+            let annotations = metadata.get("annotations").unwrap_or(&Value::Null);
+            body["metadata"]["annotations"] = match annotations {
+                Value::Object(_) => pick(annotations, &[fw_intake::SOURCE_RANGES]),
+                other => other.clone(),
+            };
         }
         Watched::DroptailerPods => {
             body["status"] = pick(raw.get("status").unwrap_or(&Value::Null), &["phase", "podIP", "podIPs"]);
@@ -268,6 +274,45 @@ mod tests {
         let edited =
             keep(Watched::Policies, &policy("3", json!({"egress": [{}]}), Value::Null), Some(&before));
         assert!(!Arc::ptr_eq(&before.group, &edited.group));
+    }
+
+    /// What is kept of an object must mean what the object means; what is forgotten could be what limits it.
+    #[test]
+    fn what_is_kept_of_objects_means_what_the_whole_objects_mean() {
+        let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../ruleset/tests/golden");
+        let facts = fw_intake::HostFacts::default();
+        let mut services = 0;
+        for case in std::fs::read_dir(goldens).unwrap() {
+            let path = case.unwrap().path().join("in.yaml");
+            let Ok(text) = std::fs::read(&path) else { continue };
+            let Ok(whole) = fw_intake::parse("in.yaml", &text) else { continue };
+            let kept = whole.iter().map(|manifest| {
+                let watched = match manifest.body["kind"].as_str() {
+                    Some("Service") => Watched::Services,
+                    Some("Firewall") => Watched::Firewalls,
+                    Some("ClusterwideNetworkPolicy") => Watched::Policies,
+                    _ => return manifest.clone(),
+                };
+                services += usize::from(watched == Watched::Services);
+                let mut kept = manifest.clone();
+                kept.body = keep(watched, &manifest.body, None).body().clone();
+                // The API server asks for one version only; files may have another one.
+                kept.body["apiVersion"] = manifest.body["apiVersion"].clone();
+                kept
+            });
+            let kept: Vec<Manifest> = kept.collect();
+            let judge = |all: &[Manifest]| fw_intake::intake(&fw_intake::Objects::new(all), &facts);
+            assert_eq!(judge(&kept), judge(&whole), "{}", path.display());
+        }
+        assert!(services > 5, "only {services} Services in the goldens");
+    }
+
+    #[test]
+    fn source_ranges_in_an_annotation_are_kept() {
+        let service =
+            json!({"metadata": {"annotations": {fw_intake::SOURCE_RANGES: "10.0.0.0/8", "other": "x"}}});
+        let kept = keep(Watched::Services, &service, None);
+        assert_eq!(kept.body()["metadata"]["annotations"], json!({fw_intake::SOURCE_RANGES: "10.0.0.0/8"}));
     }
 
     #[test]

@@ -26,7 +26,7 @@ const PAGE: u32 = 500;
 /// Events that are taken together before others see the outcome; a burst is one change.
 const BURST: usize = 4096;
 /// Between two changes that rules are made from: the first of a burst is taken at once, those that follow together.
-const RULES_GAP: Duration = Duration::from_millis(50);
+const RULES_GAP: Duration = Duration::from_millis(20);
 /// The same for what only writers of statuses look at: most of it is what they wrote themselves.
 const STATUSES_GAP: Duration = Duration::from_millis(250);
 /// First and longest pause after an error.
