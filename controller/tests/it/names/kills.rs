@@ -225,16 +225,21 @@ impl Victim {
     }
 }
 
-/// Points in random order, each as often as any other.
-struct Deck(Vec<&'static str>);
+/// Points that an edit passes in a mode, in random order, each as often as any other.
+struct Deck {
+    mode: Mode,
+    left: Vec<&'static str>,
+}
 
 impl Deck {
     fn draw(&mut self, rng: &mut Rng) -> Result<&'static str> {
-        if self.0.is_empty() {
-            self.0 = POINTS.to_vec();
-            rng.shuffle(&mut self.0);
+        if self.left.is_empty() {
+            // The stamp's marks are those of a program.
+            let passed = |point: &&str| self.mode != Mode::Off || *point != "before-marks";
+            self.left = POINTS.into_iter().filter(passed).collect();
+            rng.shuffle(&mut self.left);
         }
-        self.0.pop().context("no point")
+        self.left.pop().context("no point")
     }
 }
 
@@ -242,7 +247,7 @@ impl Deck {
 fn kill_at_random(mode: Mode, rounds: usize, seed: u64) -> Result<usize> {
     let mut rng = Rng::new(seed ^ mode.name().len() as u64);
     let mut victim = Victim::new("kills", mode)?;
-    let mut deck = Deck(Vec::new());
+    let mut deck = Deck { mode, left: Vec::new() };
     let (mut kills, mut in_flight) = (0, 0);
     while kills < rounds {
         let point = deck.draw(&mut rng)?;
