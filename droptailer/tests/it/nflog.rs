@@ -1,5 +1,4 @@
-//! Records of packets that a real kernel dropped. Needs root and `nft`.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+//! Records of packets that a real kernel dropped.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};

@@ -1,0 +1,5 @@
+//! droptailer as seen from outside. Needs root, `ip` and `nft`.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+mod golden;
+mod nflog;
