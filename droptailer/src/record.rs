@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::header::Header;
+use crate::line::line;
 use crate::timestamp::go_utc;
 
 /// What became of a logged packet.
@@ -121,9 +122,8 @@ impl DropRecord {
     /// The line that `stern -n firewall drop` and log pipelines know, without line feed:
     /// `2020-06-17 13:23:27 +0000 UTC {"ACTION":"Drop","DPT":"4000",…,"timestamp":"2020-06-17 13:23:27 +0000 UTC"}`.
     pub fn line(&self) -> String {
-        let object: serde_json::Map<String, serde_json::Value> =
-            self.fields().into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect();
-        format!("{} {}", go_utc(self.time.0), serde_json::Value::Object(object))
+        let fields = self.fields();
+        line(self.time.0, fields.iter().map(|(key, value)| (*key, value.as_str())))
     }
 }
 

@@ -10,6 +10,11 @@ pub(crate) fn go_utc(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} +0000 UTC")
 }
 
+/// Year, month and day in UTC, from seconds since 1970.
+pub(crate) fn date(seconds: u64) -> (u64, u64, u64) {
+    civil(seconds / SECONDS_PER_DAY)
+}
+
 /// Year, month and day of a day counted from 1970-01-01: whole cycles of 400 years, then years, then months.
 fn civil(mut days: u64) -> (u64, u64, u64) {
     // 1970 to 2369 and so on; each cycle has 97 leap years, wherever it begins.
