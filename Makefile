@@ -7,6 +7,11 @@ PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
+# A C compiler for the static droptailer of the image: ring has some C in it.
+PACKAGES += musl-tools
+MUSL := $(shell uname -m)-unknown-linux-musl
+# `release` for an image.
+PROFILE := dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
 # One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster.
@@ -17,7 +22,7 @@ SOAKS := soak kills edits droplog names:: kube::outage kube::credentials
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
 
-.PHONY: help build demo cluster apiserver test lint bench soak fuzz bless tools clean
+.PHONY: help build demo cluster apiserver test lint bench soak fuzz bless static tools clean
 
 help:            ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -37,6 +42,7 @@ apiserver: tools ## build the API server that the tests run against
 
 test: tools apiserver ## every test; needs root (network namespaces, nftables)
 	$(CARGO) build --workspace --features fw-controller/fault-injection
+	$(MAKE) static
 	$(CARGO) test --workspace --features fw-controller/fault-injection
 	$(MAKE) demo
 	$(MAKE) fuzz
@@ -57,6 +63,10 @@ soak: tools apiserver ## the long forms of the tests
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh
+
+static:          ## build droptailer as its image has it: one static program
+	rustup target add $(MUSL)
+	$(CARGO) build --locked --target $(MUSL) --target-dir target/static --profile $(PROFILE) -p fw-droptailer --bin droptailer
 
 bless:           ## rewrite goldens and generated files from what the code says now
 	BLESS=1 $(CARGO) test --workspace --features fw-controller/fault-injection golden
