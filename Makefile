@@ -9,6 +9,8 @@ PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # A C compiler for the static droptailer of the image: ring has some C in it.
 PACKAGES += musl-tools
+# promtool judges metrics.
+PACKAGES += prometheus
 MUSL := $(shell uname -m)-unknown-linux-musl
 # `release` for an image.
 PROFILE := dev

@@ -5,6 +5,7 @@ mod certs;
 mod deploy;
 mod golden;
 mod hostile;
+mod metrics;
 mod nflog;
 mod rig;
 mod server;

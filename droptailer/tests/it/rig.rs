@@ -60,13 +60,35 @@ impl Text {
     }
 }
 
-/// Reads lines to their end; not while somebody holds the gate.
-fn follow(source: impl Read + Send + 'static, gate: Arc<Mutex<()>>) -> Arc<Text> {
+/// Holds a reader up.
+#[derive(Default)]
+pub(crate) struct Gate {
+    shut: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn shut(&self) {
+        *self.shut.lock().unwrap() = true;
+    }
+
+    pub(crate) fn open(&self) {
+        *self.shut.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        drop(self.opened.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
+    }
+}
+
+/// Reads lines to their end; not while the gate is shut.
+fn follow(source: impl Read + Send + 'static, gate: Arc<Gate>) -> Arc<Text> {
     let text = Arc::new(Text::default());
     let writer = Arc::clone(&text);
     thread::spawn(move || {
         for line in BufReader::new(source).lines() {
-            drop(gate.lock().unwrap());
+            gate.pass();
             let Ok(line) = line else { return };
             writer.lines.lock().unwrap().push(line);
             writer.more.notify_all();
@@ -84,9 +106,8 @@ pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     metrics: SocketAddr,
     output: Arc<Text>,
-    log: Arc<Text>,
-    /// While it is held nobody reads what the server prints.
-    pub(crate) gate: Arc<Mutex<()>>,
+    /// While it is shut nobody reads what the server prints.
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl Server {
@@ -116,7 +137,7 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let gate = Arc::new(Mutex::new(()));
+        let gate = Arc::<Gate>::default();
         let output = follow(child.stdout.take().unwrap(), Arc::clone(&gate));
         let log = follow(child.stderr.take().unwrap(), Arc::default());
         let port = |what: &str| {
@@ -127,17 +148,12 @@ impl Server {
         };
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let (address, metrics) = (at(port("listening on ")), at(port("metrics on ")));
-        Self { child, directory, address, metrics, output, log, gate }
+        Self { child, directory, address, metrics, output, gate }
     }
 
     /// Waits for so many lines, and gives all of them.
     pub(crate) fn lines(&self, enough: usize) -> Vec<String> {
         self.output.until(&format!("{enough} lines"), |lines| (lines.len() >= enough).then(|| lines.to_vec()))
-    }
-
-    /// Waits for a line of its log.
-    pub(crate) fn logged(&self, what: &str) {
-        self.log.until(what, |lines| lines.iter().any(|line| line.contains(what)).then_some(()));
     }
 
     /// A page of its HTTP server: status line, headers and text.

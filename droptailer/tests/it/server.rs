@@ -50,9 +50,9 @@ fn every_record_is_one_line_and_is_acknowledged_when_it_is_printed() {
     let server = Server::start("lines", &[]);
     runtime().block_on(async {
         let mut client = server.client().await;
-        for number in 0..20 {
-            client.push(record(number)).await.unwrap();
-            assert_eq!(server.lines(number as usize + 1)[number as usize], line(number));
+        for number in 0..20_u32 {
+            client.push(record(number.into())).await.unwrap();
+            assert_eq!(server.lines(number as usize + 1)[number as usize], line(number.into()));
         }
         let mut call = Call::open(&mut client).await;
         call.send(7, 0, Vec::new()).await;
@@ -199,7 +199,7 @@ fn what_is_too_large_or_senseless_is_refused_counted_and_harms_nobody() {
 fn an_output_that_blocks_holds_clients_up_and_loses_nothing() {
     let server = Server::start("blocked", &[]);
     runtime().block_on(async {
-        let held = server.gate.lock().unwrap();
+        server.gate.shut();
         let mut client = server.client().await;
         let mut call = Call::open(&mut client).await;
         call.send(1, 0, Vec::new()).await;
@@ -222,10 +222,10 @@ fn an_output_that_blocks_holds_clients_up_and_loses_nothing() {
         assert!(!page.contains("droptailer_server_output_stalled_seconds 0\n"), "{page}");
         let mut other = server.client().await;
         let waiting = tokio::spawn(async move { other.push(record(0)).await });
-        drop(held);
+        server.gate.open();
         assert_eq!(call.next().await.unwrap(), Some(sent + 1));
         timeout(PATIENCE, waiting).await.unwrap().unwrap().unwrap();
-        let mut lines = server.lines(sent as usize + 1);
+        let mut lines = server.lines(usize::try_from(sent).unwrap() + 1);
         lines.retain(|it| *it != line(0));
         assert_eq!(lines, (1..sent + 1).map(line).collect::<Vec<_>>());
     });
