@@ -23,6 +23,7 @@ mod golden;
 mod kills;
 mod kube;
 mod layering;
+mod monitoring;
 mod names;
 mod oracle;
 mod restart;
