@@ -1,6 +1,9 @@
 //! Debian's suricata, a rule that fires, and an API server.
 
-use anyhow::{Context as _, Result};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use fw_controller::config::{DEFAULT_SURICATA_LOG, DEFAULT_SURICATA_SOCKET};
 use fw_testkit::traffic::craft::Crafted;
 use serde_json::Value;
 
@@ -8,6 +11,7 @@ use crate::daemon::eventually;
 use crate::kube::field::Field;
 use crate::rig::{From, fire, firewall_with};
 use crate::traffic::{INTERNET, udp_out};
+use crate::tree;
 
 use super::field::{Suricata, logged, metrics, of, places, problems, watch};
 
@@ -97,5 +101,35 @@ fn a_rule_of_a_real_suricata_that_fires_is_logged_told_and_counted() -> Result<(
     field
         .daemon
         .wait_until("it is back", |status| of(status)["answers"] == true && problems(status).is_empty())?;
+    Ok(())
+}
+
+#[test]
+fn suricata_takes_the_configuration_in_deploy_and_is_where_the_controller_looks() -> Result<()> {
+    // What it cannot include it complains of and goes on without.
+    let own = tree::root().join("deploy/suricata/firewall.yaml");
+    let mut command = Command::new("suricata");
+    command.args(["--dump-config", "-c", "/etc/suricata/suricata.yaml", "--include"]).arg(own);
+    let output = command.output().context("suricata comes with `make tools`")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && !said.contains("Error"), "{said}");
+    let dumped = String::from_utf8(output.stdout)?;
+    let (directory, log) = DEFAULT_SURICATA_LOG.rsplit_once('/').context("a path")?;
+    for line in [
+        format!("unix-command.filename = {DEFAULT_SURICATA_SOCKET}"),
+        "unix-command.enabled = yes".to_owned(),
+        format!("default-log-dir = {directory}/"),
+        format!("outputs.0.eve-log.filename = {log}"),
+        "outputs.0.eve-log.filetype = regular".to_owned(),
+        "outputs.0.eve-log.types.0 = alert".to_owned(),
+        "af-packet.0.interface = vrf104009".to_owned(),
+    ] {
+        assert!(dumped.lines().any(|other| other == line), "{line} is not in\n{dumped}");
+    }
+    let unit = tree::read("deploy/systemd/suricata.service.d/firewall.conf")?;
+    assert!(
+        unit.contains(" -c /etc/suricata/suricata.yaml --include /etc/suricata/firewall.yaml "),
+        "{unit}"
+    );
     Ok(())
 }
