@@ -205,7 +205,9 @@ mod tests {
     #[test]
     fn other_events_are_passed_over_and_what_is_no_event_is_malformed() {
         let flow = r#"{"event_type":"flow","flow":{"alerted":true},"x":"\"alert\""}"#;
-        for line in [flow, r#"{"event_type":"stats"}"#, "{}"] {
+        // In front of packets suricata also says what it dropped, and by which rule.
+        let dropped = r#"{"event_type":"drop","alert":{"signature_id":1}}"#;
+        for line in [flow, dropped, r#"{"event_type":"stats"}"#, "{}"] {
             assert_eq!(parse(line.as_bytes()), Event::Other, "{line}");
         }
         for line in [
