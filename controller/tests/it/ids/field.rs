@@ -107,15 +107,20 @@ pub(crate) fn logged(daemon: &Daemon) -> Result<Vec<String>> {
     Ok(daemon.lines()?.into_iter().filter(|line| line.contains("IDS: ")).collect())
 }
 
-/// The families of the controller's metrics that are about the intrusion detection.
+/// Lines of the controller's metrics about the intrusion detection; promtool has nothing to say about them.
 pub(crate) fn metrics(lab: &Lab) -> Result<Vec<String>> {
     let text = lab.firewall.run(|| -> Result<String> {
         let mut stream = TcpStream::connect(METRICS)?;
         stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\nHost: lab\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)
     })??;
-    Ok(text.lines().filter(|line| line.starts_with("firewall_ids_")).map(str::to_owned).collect())
+    let lines = text.lines().filter(|line| line.contains("firewall_ids_")).map(str::to_owned);
+    let lines: Vec<String> = lines.collect();
+    lab.firewall
+        .output_with_input("promtool", &["check", "metrics"], &(lines.join("\n") + "\n"))
+        .context("promtool comes with `make tools`")?;
+    Ok(lines)
 }

@@ -10,8 +10,11 @@ use anyhow::Result;
 
 use super::field::{edits_are_enforced, of, places, problems, running};
 
+/// What is done with a connection.
+type Script = fn(UnixStream);
+
 /// Serves every connection as told, in place of who served before, until this process ends.
-fn serve(socket: &Path, script: fn(UnixStream)) -> Result<()> {
+fn serve(socket: &Path, script: Script) -> Result<()> {
     fs::remove_file(socket).ok();
     let listener = UnixListener::bind(socket)?;
     std::thread::spawn(move || {
@@ -53,7 +56,7 @@ fn a_socket_that_is_missing_hangs_or_lies_costs_nothing_but_its_figures() -> Res
     let (lab, daemon) = running("ids-socket")?;
     let (socket, log) = places(&daemon);
     fs::write(log, "")?;
-    let stages: [(Option<fn(UnixStream)>, &str); 3] = [
+    let stages: [(Option<Script>, &str); 3] = [
         (None, "nobody listens"),
         (Some(hang), "did not answer in time"),
         (Some(garbage), "more than 65536 bytes"),
