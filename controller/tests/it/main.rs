@@ -20,6 +20,7 @@ mod droplog;
 mod edits;
 mod field;
 mod golden;
+mod ids;
 mod kills;
 mod kube;
 mod layering;
