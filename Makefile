@@ -5,6 +5,8 @@ CARGO ?= cargo
 PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
+# The intrusion detection whose figures and alerts are shown; the release has none.
+PACKAGES += suricata/backports
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # A C compiler for the static droptailer of the image: ring has some C in it.
