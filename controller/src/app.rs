@@ -15,7 +15,7 @@ use fw_kube::{Credentials, Report};
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
@@ -71,13 +71,15 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         bpf_dir: args.bpf_dir.clone(),
         state_dir: record.state.is_some().then(|| args.state_dir.clone()),
     };
+    let followers = names::Followers::default();
     let is_first_start = names::is_first_start(&options);
-    let (names, path) = names::start(options, problems.clone());
+    let (names, path) = names::start(options, problems.clone(), followers.clone());
     let reconciler =
         Reconciler::start(Box::new(kernel), host, Box::new(memory), path, remembered, Instant::now());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let parts = Parts { reconciler, names, is_first_start, problems, port, features, kept, record };
+    let parts =
+        Parts { reconciler, names, followers, is_first_start, problems, port, features, kept, record };
     let result = runtime.block_on(serve(&args, parts));
     runtime.shutdown_background();
     persister.stop();
@@ -88,6 +90,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 struct Parts {
     reconciler: Reconciler,
     names: names::Handle,
+    followers: names::Followers,
     is_first_start: bool,
     problems: Problems,
     port: u32,
@@ -97,7 +100,17 @@ struct Parts {
 }
 
 async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
-    let Parts { reconciler, names, is_first_start, problems, port, features: kernel, kept, record } = parts;
+    let Parts {
+        reconciler,
+        names,
+        followers,
+        is_first_start,
+        problems,
+        port,
+        features: kernel,
+        kept,
+        record,
+    } = parts;
     let (view, mut views) = watch::channel(Arc::new(View::default()));
     let (addresses, wanted_addresses) = watch::channel(None);
     let counter_interval = Duration::from_secs(args.counter_interval.into());
@@ -119,6 +132,9 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
         identification,
         problems: problems.clone(),
         counters: Counters::default(),
+        followers,
+        enricher: Arc::default(),
+        enriching: Arc::new(Semaphore::new(1)),
     };
     let server = Arc::new(server);
     if let Some(address) = args.metrics_addr {

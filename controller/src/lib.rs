@@ -6,6 +6,7 @@ mod cluster;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod enrich;
 pub mod explain;
 pub mod fault;
 mod findings;

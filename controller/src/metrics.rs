@@ -78,9 +78,9 @@ async fn answer(
     server: Arc<Server>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (status, text) = match request.uri().path() {
-        "/metrics" => match text(&server.status().await) {
+        "/metrics" => match server.metrics().await {
             Ok(text) => (StatusCode::OK, text),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error),
         },
         _ => (StatusCode::NOT_FOUND, "see /metrics\n".to_owned()),
     };
