@@ -119,13 +119,14 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     watch_table(port, jobs.clone());
 
     let heir = is_first_start.then(|| names.clone());
-    let (source, reports) = source(args, kept, heir, &problems);
+    let (source, reports, api) = source(args, kept, heir, &problems);
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
     let rescan = Arc::new(Notify::new());
     let (snapshots, mut latest) = watch::channel(None);
     let mut source = tokio::spawn(source.run(snapshots, Arc::clone(&rescan)));
     let server = Server {
+        api,
         view: views.clone(),
         jobs: jobs.clone(),
         names,
@@ -158,7 +159,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
             changed = latest.changed() => {
                 // The source ends only with an error, which its own arm shows.
                 if changed.is_ok() && let Some(snapshot) = latest.borrow_and_update().clone() {
-                    jobs.send(Job::Objects(snapshot)).context("the reconciler has stopped")?;
+                    jobs.send(Job::Objects(snapshot, Instant::now())).context("the reconciler has stopped")?;
                 }
             }
             ended = &mut source => {
@@ -194,14 +195,15 @@ fn source(
     kept: Groups,
     heir: Option<names::Handle>,
     problems: &Problems,
-) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>) {
+) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>, Option<cluster::Api>) {
     if let Some(manifests) = &args.manifests {
-        return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None);
+        return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None, None);
     }
     let credentials = Credentials::find(args.kubeconfig.as_deref());
     let description = format!("API server of {}", credentials.describe());
-    let Handle { cluster, relist, report } = cluster::start(credentials, heir, problems.clone());
-    (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report))
+    let Handle { cluster, relist, report, figures } = cluster::start(credentials, heir, problems.clone());
+    let api = cluster::Api { cluster: cluster.clone(), figures };
+    (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report), Some(api))
 }
 
 fn say_what_is_ignored(args: &RunArgs) {

@@ -37,6 +37,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::cluster::Api;
 use crate::enrich::{self, Enricher};
 use crate::explain::explain;
 use crate::packet_text;
@@ -137,6 +138,8 @@ pub fn legend(ruleset: &Ruleset) -> Vec<LegendEntry> {
 
 /// Answers requests.
 pub struct Server {
+    /// What an API server is asked and told, where objects come from one.
+    pub api: Option<Api>,
     /// The latest state.
     pub view: watch::Receiver<Arc<View>>,
     /// The reconciler.
@@ -398,7 +401,15 @@ impl Server {
 
     /// What `/metrics` shows.
     pub(crate) async fn metrics(&self) -> Result<String, String> {
-        metrics::text(&self.status().await).map_err(|error| error.to_string())
+        let status = self.status().await;
+        let figures = metrics::Figures {
+            status: &status,
+            view: &self.latest(),
+            problems: &self.problems,
+            enricher: &self.enricher.figures(),
+            api: self.api.as_ref(),
+        };
+        metrics::text(&figures).map_err(|error| error.to_string())
     }
 
     /// Computed on another thread, one request at a time: everything else on this one goes on meanwhile.

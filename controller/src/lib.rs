@@ -2,7 +2,7 @@
 
 pub mod addresses;
 pub mod app;
-mod cluster;
+pub mod cluster;
 pub mod commands;
 pub mod config;
 pub mod control;

@@ -30,6 +30,7 @@ impl Served {
             ..View::default()
         };
         let server = Arc::new(Server {
+            api: None,
             names: crate::names::Handle::detached(),
             view: watch::channel(Arc::new(view)).1,
             jobs,

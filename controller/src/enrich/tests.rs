@@ -183,6 +183,6 @@ fn packets_against_ten_thousand_policies_take_no_time_to_speak_of() {
     assert!(
         answers.iter().all(|answer| answer.hint.as_ref().is_some_and(|hint| hint.starts_with("egress: ")))
     );
-    eprintln!("64 packets against 10,000 policies: {took:?}");
+
     assert!(took.as_secs() < 2, "{took:?}");
 }
