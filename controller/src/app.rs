@@ -34,7 +34,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, cluster, fault, metrics, names, report};
+use crate::{addresses, cluster, droptailer, fault, metrics, names, report};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -202,15 +202,19 @@ fn source(
     let credentials = Credentials::find(args.kubeconfig.as_deref());
     let description = format!("API server of {}", credentials.describe());
     let Handle { cluster, relist, report, figures } = cluster::start(credentials, heir, problems.clone());
+    let places =
+        droptailer::Places { hosts: args.hosts_file.clone(), directory: args.droptailer_dir.clone() };
+    tokio::spawn(droptailer::keep(places, cluster.clone(), problems.clone()));
     let api = cluster::Api { cluster: cluster.clone(), figures };
     (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report), Some(api))
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
-    let flags =
-        [("--enable-IDS", args.enable_ids == Some(true)), ("--hosts-file", args.hosts_file.is_some())];
-    for (flag, _) in flags.iter().filter(|(_, given)| *given) {
-        warn!("{flag} is taken for compatibility and has no effect in this version");
+    if args.enable_ids == Some(true) {
+        warn!("--enable-IDS is taken for compatibility and has no effect in this version");
+    }
+    if args.manifests.is_some() && args.hosts_file.is_some() {
+        warn!("--hosts-file has no effect without an API server");
     }
 }
 

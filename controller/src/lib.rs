@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod droptailer;
 pub mod enrich;
 pub mod explain;
 pub mod fault;

@@ -1,8 +1,9 @@
 //! The controller in front of a real API server: what people type, what packets do, and what failures change.
 
 mod credentials;
+mod droptailer;
 mod edits;
-mod field;
+pub(crate) mod field;
 mod kills;
 mod legacy;
 mod malformed;
