@@ -189,13 +189,16 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whom to tell what became of objects, if anybody.
+type ReportSender = Option<watch::Sender<Arc<Report>>>;
+
 /// Where objects come from, and whom to tell what became of them. `heir` learns what a controller before ours has learned.
 fn source(
     args: &RunArgs,
     kept: Groups,
     heir: Option<names::Handle>,
     problems: &Problems,
-) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>, Option<cluster::Api>) {
+) -> (Box<dyn Source>, ReportSender, Option<cluster::Api>) {
     if let Some(manifests) = &args.manifests {
         return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None, None);
     }

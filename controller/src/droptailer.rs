@@ -63,7 +63,7 @@ impl Wanted {
         let pods = cluster.of(Watched::DroptailerPods).filter(|listed| listed.complete);
         let address = pods.map(|pods| {
             let addresses: Vec<IpAddr> =
-                pods.objects.values().filter_map(|pod| address_of(pod.body())).collect();
+                pods.objects.values().filter_map(|pod| address_of(&pod.body())).collect();
             // Of several Pods the one that was known already: connections to it go on.
             current.filter(|current| addresses.contains(current)).or_else(|| addresses.first().copied())
         });

@@ -108,3 +108,6 @@ impl Reverse {
         self.counters
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ impl Families {
                 tally.others_in_between,
             ),
             ("firewall_drift_repairs_total", "Changes by others that were repaired.", tally.repairs),
-            ("firewall_counter_resets_total", "Counters that others reset.", view.published.resets),
+            ("firewall_resets_total", "Counters that others reset.", view.published.resets),
         ];
         for (name, help, value) in counters {
             self.counter(name, help, &[], value);
