@@ -7,6 +7,8 @@ PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-
 PACKAGES += prometheus
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
+# The intrusion detection whose figures and alerts are shown; the release has none.
+PACKAGES += suricata/backports
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.

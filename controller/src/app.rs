@@ -34,7 +34,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, cluster, droptailer, fault, metrics, names, report};
+use crate::{addresses, cluster, droptailer, fault, ids, metrics, names, report};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -125,11 +125,23 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     let rescan = Arc::new(Notify::new());
     let (snapshots, mut latest) = watch::channel(None);
     let mut source = tokio::spawn(source.run(snapshots, Arc::clone(&rescan)));
+    let ids = if args.enable_ids == Some(true) {
+        let options = ids::Options {
+            socket: args.suricata_socket.clone(),
+            log: args.suricata_log.clone(),
+            interval: counter_interval,
+            state: record.state.clone(),
+        };
+        ids::start(options, problems.clone())
+    } else {
+        ids::Handle::default()
+    };
     let server = Server {
         api,
         view: views.clone(),
         jobs: jobs.clone(),
         names,
+        ids: ids.clone(),
         identification,
         problems: problems.clone(),
         counters: Counters::default(),
@@ -186,6 +198,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     if jobs.send(Job::Stop(done)).is_err() || timeout(STOP, stopped).await.is_err() {
         warn!("the reconciler did not finish in time");
     }
+    ids.stop();
     Ok(())
 }
 
@@ -213,9 +226,6 @@ fn source(
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
-    if args.enable_ids == Some(true) {
-        warn!("--enable-IDS is taken for compatibility and has no effect in this version");
-    }
     if args.manifests.is_some() && args.hosts_file.is_some() {
         warn!("--hosts-file has no effect without an API server");
     }

@@ -40,6 +40,7 @@ use tracing::{debug, warn};
 use crate::cluster::Api;
 use crate::enrich::{self, Enricher};
 use crate::explain::explain;
+use crate::ids;
 use crate::packet_text;
 use crate::problems::Problems;
 use crate::published::Key;
@@ -146,6 +147,8 @@ pub struct Server {
     pub jobs: Sender<Job>,
     /// The thread of names.
     pub names: names::Handle,
+    /// Intrusion detection.
+    pub ids: ids::Handle,
     /// Who we are.
     pub identification: Identification,
     /// Problems of other parts than the reconciler.
@@ -372,6 +375,7 @@ impl Server {
         let mut status =
             status::status(&view, &self.identification, self.counters.value(), SystemTime::now());
         status::add_names(&mut status, names);
+        self.ids.add_to_status(&mut status);
         serde_json::to_value(status).unwrap_or(Value::Null)
     }
 

@@ -27,6 +27,7 @@ use families::Families;
 
 mod controller;
 mod families;
+mod ids;
 mod names;
 
 /// Scrapes at one time.
@@ -129,6 +130,7 @@ pub fn text(figures: &Figures<'_>) -> prometheus::Result<String> {
     all.control_socket(&controller["controlSocket"], figures.enricher);
     all.proxy(&names["proxy"]);
     all.learned(names);
+    all.ids(&controller["ids"]);
     all.programs(names);
     all.text()
 }

@@ -39,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Sends reports until nobody takes them or the reconciler has ended.
 pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
     let mut views = server.view.clone();
+    let mut intrusions = server.ids.watch();
     let mut names = Arc::new(Value::Null);
     let mut next = Instant::now();
     loop {
@@ -52,7 +53,8 @@ pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
         // With thousands of policies it takes milliseconds, in which objects on their way to the rules would wait.
         let parts = (Arc::clone(&server), Arc::clone(&names), Arc::clone(&before));
         let made = spawn_blocking(move || report(&view, &parts.1, &parts.0.identification, &parts.2)).await;
-        let Ok(report) = made else { return };
+        let Ok(mut report) = made else { return };
+        server.ids.add_to_report(&mut report);
         let interval =
             report.own.as_ref().map_or(DEFAULT_INTERVAL, |own| Duration::from_millis(own.interval_ms));
         if next <= Instant::now() {
@@ -64,6 +66,7 @@ pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
         sleep(LEAST_GAP.max(began.elapsed() * 4)).await;
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
+            () = intrusions.changed() => {}
             () = output.closed() => return,
             () = sleep(next.saturating_duration_since(Instant::now())) => {}
         }

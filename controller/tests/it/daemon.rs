@@ -49,8 +49,8 @@ impl Daemon {
     }
 
     /// One more flag of `run`.
-    pub(crate) fn add_flag(&mut self, flag: &str, value: &Path) {
-        self.objects.extend([flag.into(), value.into()]);
+    pub(crate) fn flag(&mut self, flag: impl Into<OsString>) {
+        self.objects.push(flag.into());
     }
 
     /// The directory that the controller watches.

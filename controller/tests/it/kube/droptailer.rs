@@ -46,7 +46,8 @@ fn droptailer_finds_its_server_by_the_hosts_file_and_its_certificate_in_files() 
     let hosts = field.daemon.beside("hosts");
     fs::write(&hosts, OTHERS)?;
     fs::set_permissions(&hosts, fs::Permissions::from_mode(0o644))?;
-    field.daemon.add_flag("--hosts-file", &hosts);
+    field.daemon.flag("--hosts-file");
+    field.daemon.flag(&hosts);
     field.cluster.apply(crate::rig::FIREWALL)?;
     field.start()?;
     let has = |text: &str| Ok(fs::read_to_string(&hosts)? == format!("{OTHERS}{text}"));
