@@ -5,12 +5,16 @@ CARGO ?= cargo
 PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
+# promtool, which judges what is exported.
+PACKAGES += prometheus
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
-# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster.
-BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names --bench cluster
+# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster,
+# scrapes.
+BENCHES := -p fw-controller -p fw-bpf -p fw-dns -p fw-exporter
+BENCHES += --bench firewall --bench packets --bench proxy --bench names --bench cluster --bench scrape
 # The tests with a long form. What each of them prints is shown at the end, one test after the other.
 SOAKS := soak kills edits droplog names:: kube::outage kube::credentials
 

@@ -29,7 +29,7 @@ install_packages() {
   for package in "$@"; do
     case $package in
       bind9) service=named ;;
-      unbound | knot | dnsmasq) service=$package ;;
+      unbound | knot | dnsmasq | prometheus) service=$package ;;
       *) continue ;;
     esac
     systemctl disable --quiet --now "$service" || echo "tools: could not disable $service" >&2

@@ -167,7 +167,10 @@ mod tests {
             nft_location: /sbin/nft\n  fake_nft_json: /path/to/nft.json\n  log_level: debug\n";
         let config = Config::parse(text).unwrap();
         assert_eq!(config.addresses().unwrap(), ["[::1]:9630".parse().unwrap()]);
-        assert_eq!((config.log_level, config.unused()), (LogLevel::Debug, vec!["nft_location", "fake_nft_json"]));
+        assert_eq!(
+            (config.log_level, config.unused()),
+            (LogLevel::Debug, vec!["nft_location", "fake_nft_json"])
+        );
         for text in ["", "---\n", "nftables_exporter:\n", "nftables_exporter: {}"] {
             assert_eq!(Config::parse(text).unwrap(), Config::default(), "{text:?}");
         }

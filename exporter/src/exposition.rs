@@ -152,7 +152,8 @@ pub fn sample(line: &str) -> Option<Labelled> {
     };
     let mut words = rest.split_ascii_whitespace();
     let value = words.next()?;
-    let finite = value.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c)) && value.parse::<f64>().is_ok();
+    let finite =
+        value.chars().all(|c| c.is_ascii_digit() || "+-.eE".contains(c)) && value.parse::<f64>().is_ok();
     let special = matches!(value, "NaN" | "+Inf" | "-Inf" | "Inf");
     let stamp = words.next().is_none_or(|stamp| stamp.parse::<i64>().is_ok());
     ((finite || special) && stamp && words.next().is_none()).then(|| (name.to_owned(), labels))

@@ -52,7 +52,12 @@ pub struct Family {
     pub help: &'static str,
 }
 
-const fn family(name: &'static str, kind: Kind, labels: &'static [&'static str], help: &'static str) -> Family {
+const fn family(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Family {
     Family { name, kind, labels, help }
 }
 
@@ -87,8 +92,12 @@ pub const TABLE_CHAINS: Family =
 pub const CHAIN_RULES: Family =
     family("nftables_chain_rules", Gauge, &["family", "name", "table"], "Rules of a chain.");
 /// `nftables_rule_bytes`
-pub const RULE_BYTES: Family =
-    family("nftables_rule_bytes", Untyped, RULE_LABELS, "Bytes counted by rules; rules with equal labels are summed.");
+pub const RULE_BYTES: Family = family(
+    "nftables_rule_bytes",
+    Untyped,
+    RULE_LABELS,
+    "Bytes counted by rules; rules with equal labels are summed.",
+);
 /// `nftables_rule_packets`
 pub const RULE_PACKETS: Family = family(
     "nftables_rule_packets",
@@ -103,8 +112,12 @@ pub const BUILD_INFO: Family =
 pub const READ_SECONDS: Family =
     family("nftables_exporter_read_seconds", Gauge, &[], "How long reading the ruleset took.");
 /// `nftables_exporter_reads_total`
-pub const READS: Family =
-    family("nftables_exporter_reads_total", Counter, &["outcome"], "Reads of the ruleset by outcome: ok, torn, failed.");
+pub const READS: Family = family(
+    "nftables_exporter_reads_total",
+    Counter,
+    &["outcome"],
+    "Reads of the ruleset by outcome: ok, torn, failed.",
+);
 /// `nftables_exporter_retries_total`
 pub const RETRIES: Family = family(
     "nftables_exporter_retries_total",
@@ -187,8 +200,12 @@ pub const MAX_FDS: Family = family("process_max_fds", Gauge, &[], "File descript
 /// `process_virtual_memory_bytes`
 pub const VIRTUAL: Family = family("process_virtual_memory_bytes", Gauge, &[], "Virtual memory.");
 /// `process_virtual_memory_max_bytes`
-pub const VIRTUAL_MAX: Family =
-    family("process_virtual_memory_max_bytes", Gauge, &[], "Virtual memory there may be; -1 without a limit.");
+pub const VIRTUAL_MAX: Family = family(
+    "process_virtual_memory_max_bytes",
+    Gauge,
+    &[],
+    "Virtual memory there may be; -1 without a limit.",
+);
 /// `process_resident_memory_bytes`
 pub const RESIDENT: Family = family("process_resident_memory_bytes", Gauge, &[], "Resident memory.");
 /// `process_start_time_seconds`
@@ -269,7 +286,8 @@ fn write_head(text: &mut String, family: &Family) {
 }
 
 /// The families that are one line for each of many things.
-const LARGE: [Family; 6] = [COUNTER_BYTES, COUNTER_PACKETS, TABLE_CHAINS, CHAIN_RULES, RULE_BYTES, RULE_PACKETS];
+const LARGE: [Family; 6] =
+    [COUNTER_BYTES, COUNTER_PACKETS, TABLE_CHAINS, CHAIN_RULES, RULE_BYTES, RULE_PACKETS];
 
 /// The answer to a scrape.
 #[derive(Debug)]

@@ -41,7 +41,12 @@ impl Matches {
 
     /// Adds what a match asks. `elements` are those of the set it names, when that is an anonymous one; `interface`
     /// knows the names of interfaces by number.
-    pub fn add(&mut self, found: &Match, elements: Option<&Elements>, interface: &mut dyn FnMut(u32) -> String) {
+    pub fn add(
+        &mut self,
+        found: &Match,
+        elements: Option<&Elements>,
+        interface: &mut dyn FnMut(u32) -> String,
+    ) {
         match found.parts.as_slice() {
             [part] => {
                 if let Some((field, text)) = part.field.zip(single(part, &found.test, elements, interface)) {
@@ -96,13 +101,21 @@ fn single(
         Test::Set { inverted, name } => {
             let mut text = if *inverted { String::from("!= ") } else { String::new() };
             match part.mask.as_deref().map(|mask| (mask, prefix_length(mask))) {
-                Some((mask, None)) => { let _ = write!(text, "& {} ", value_text(field, mask, interface)?); }
-                Some((_, Some(length))) if length < mask_bits(part) => { let _ = write!(text, "& /{length} "); }
+                Some((mask, None)) => {
+                    let _ = write!(text, "& {} ", value_text(field, mask, interface)?);
+                }
+                Some((_, Some(length))) if length < mask_bits(part) => {
+                    let _ = write!(text, "& /{length} ");
+                }
                 _ => {}
             }
             match elements {
-                Some(elements) => text.push_str(&elements.component(std::slice::from_ref(part), 0, interface)),
-                None => { let _ = write!(text, "@{name}"); }
+                Some(elements) => {
+                    text.push_str(&elements.component(std::slice::from_ref(part), 0, interface))
+                }
+                None => {
+                    let _ = write!(text, "@{name}");
+                }
             }
             text
         }
@@ -149,7 +162,8 @@ fn compare(
 
 fn mask_text(field: Field, mask: &[u8]) -> String {
     match field {
-        Field::Source(AddressKind::V4 | AddressKind::V6) | Field::Destination(AddressKind::V4 | AddressKind::V6) => {
+        Field::Source(AddressKind::V4 | AddressKind::V6)
+        | Field::Destination(AddressKind::V4 | AddressKind::V6) => {
             value_text(field, mask, &mut |_| String::new()).unwrap_or_default()
         }
         _ => hex(mask),
@@ -353,7 +367,12 @@ impl Elements {
     }
 }
 
-fn tuples(parts: &[Part], test: &Test, elements: Option<&Elements>, interface: &mut dyn FnMut(u32) -> String) -> String {
+fn tuples(
+    parts: &[Part],
+    test: &Test,
+    elements: Option<&Elements>,
+    interface: &mut dyn FnMut(u32) -> String,
+) -> String {
     match (test, elements) {
         (Test::Set { .. }, Some(elements)) => {
             let mut texts = Vec::new();
@@ -391,7 +410,8 @@ fn component_text(
 ) -> String {
     let start: usize = parts.iter().take(index).map(|part| part.len.next_multiple_of(4)).sum();
     let Some(part) = parts.get(index) else { return String::new() };
-    let slice = |key: &Vec<u8>| key.get(start..(start + part.len).min(key.len())).unwrap_or_default().to_vec();
+    let slice =
+        |key: &Vec<u8>| key.get(start..(start + part.len).min(key.len())).unwrap_or_default().to_vec();
     let (from, to) = (slice(from), slice(to));
     let text = part.field.and_then(|field| range(field, &from, &to, interface));
     text.unwrap_or_else(|| if from == to { hex(&from) } else { format!("{}-{}", hex(&from), hex(&to)) })

@@ -48,7 +48,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse_from(std::env::args().map(two_dashes));
     let log = start_log();
     let result = arguments.load().map_err(|error| chain(&error)).and_then(|config| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(4).build();
         let runtime = runtime.map_err(|error| error.to_string())?;
         runtime.block_on(run(&arguments, config, &log)).map_err(|error| chain(&error))
     });

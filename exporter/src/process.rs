@@ -79,6 +79,9 @@ mod tests {
     #[test]
     fn a_process_name_with_parentheses_moves_no_field() {
         assert_eq!(fields("1 (a) b) c) S 2 3").first(), Some(&"S"));
-        assert_eq!(limit("Max open files            unlimited            5 files", "Max open files"), Some(-1));
+        assert_eq!(
+            limit("Max open files            unlimited            5 files", "Max open files"),
+            Some(-1)
+        );
     }
 }

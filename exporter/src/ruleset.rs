@@ -114,7 +114,7 @@ fn attempt(options: ReadOptions) -> Result<Option<Figures>, SocketError> {
     let mut socket = Socket::open()?;
     // A second socket for the elements of anonymous sets: a socket runs one dump at a time.
     let mut reader = Reader::new(options, Socket::open()?);
-    let before = generation(&mut socket)?;
+    let Some(before) = settled(&mut socket)? else { return Ok(None) };
     dump(&mut socket, message::GET_TABLE, |_| {}, |family, message| reader.table(family, message))?;
     dump(&mut socket, message::GET_CHAIN, |_| {}, |family, message| reader.chain(family, message))?;
     let select = |w: &mut Writer<'_>| CounterView::select_all(w);
@@ -141,6 +141,17 @@ fn generation(socket: &mut Socket) -> Result<u32, SocketError> {
     };
     socket.ask(head(message::GET_GENERATION, 0), |_| {}, take)?;
     Ok(id)
+}
+
+/// The generation, when no commit is under way; `None` when one was.
+///
+/// A commit raises the generation's number first and shows its rules a moment later (nf_tables_commit). A dump that begins
+/// between the two has the new number and changes under it, and nothing in it tells: rules came twice. A transaction waits
+/// for the one before it to end, and an empty one changes nothing.
+fn settled(socket: &mut Socket) -> Result<Option<u32>, SocketError> {
+    let before = generation(socket)?;
+    socket.empty_transaction(subsystem::NFTABLES)?;
+    Ok((generation(socket)? == before).then_some(before))
 }
 
 fn dump(
@@ -270,7 +281,8 @@ impl Reader {
     fn unread(&mut self, name: &str) {
         let unread = &mut self.figures.unread;
         let name: String = name.chars().take(MAX_EXPRESSION).collect();
-        let name = if unread.contains_key(&name) || unread.len() < MAX_UNREAD { name } else { "other".to_owned() };
+        let name =
+            if unread.contains_key(&name) || unread.len() < MAX_UNREAD { name } else { "other".to_owned() };
         *unread.entry(name).or_default() += 1;
     }
 
@@ -319,7 +331,12 @@ impl Reader {
 }
 
 /// The elements of a set; `None` when it has a name of its own.
-fn read_set(socket: &mut Socket, family: u8, table: &[u8], set: &[u8]) -> Result<Option<Elements>, SocketError> {
+fn read_set(
+    socket: &mut Socket,
+    family: u8,
+    table: &[u8],
+    set: &[u8],
+) -> Result<Option<Elements>, SocketError> {
     let with_family = |kind, flags| Head { family, ..head(kind, flags) };
     let mut collector = None;
     socket.ask(

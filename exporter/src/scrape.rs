@@ -139,11 +139,7 @@ async fn ask_all(wanted: &[Source]) -> Vec<Answered> {
 
 impl State {
     /// Figures to show, with their age.
-    fn take(
-        &mut self,
-        read: Result<Figures, ReadError>,
-        began: Instant,
-    ) -> Option<(Arc<Figures>, Duration)> {
+    fn take(&mut self, read: Result<Figures, ReadError>, began: Instant) -> Option<(Arc<Figures>, Duration)> {
         match read {
             Ok(figures) => {
                 self.reads.ok += 1;

@@ -127,7 +127,10 @@ mod tests {
     use super::*;
 
     fn read(series: &Series<1>) -> Vec<(String, u64)> {
-        (0..series.len()).filter_map(|at| series.get(at)).map(|(text, [value])| (text.to_owned(), value)).collect()
+        (0..series.len())
+            .filter_map(|at| series.get(at))
+            .map(|(text, [value])| (text.to_owned(), value))
+            .collect()
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod docs;
 mod drift;
 mod droplog;
 mod edits;
+mod exporter;
 mod field;
 mod golden;
 mod kills;

@@ -92,7 +92,9 @@ fn with_the_switch_chains_and_rules_have_the_handles_that_nft_shows() -> Result<
     for object in nft::json(&ns)? {
         for (kind, name) in [("chain", "nftables_chain_rules"), ("rule", "nftables_rule_bytes")] {
             let Some(body) = object.get(kind) else { continue };
-            let counts = |it: &serde_json::Value| it.get("counter").is_some_and(|counter| counter.get("packets").is_some());
+            let counts = |it: &serde_json::Value| {
+                it.get("counter").is_some_and(|counter| counter.get("packets").is_some())
+            };
             if kind == "rule" && !body["expr"].as_array().is_some_and(|list| list.iter().any(counts)) {
                 continue;
             }

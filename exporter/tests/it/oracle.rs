@@ -35,7 +35,9 @@ impl Oracle {
             keys.iter().map(|(label, key)| ((*label).to_owned(), text(&body[*key]))).collect()
         };
         match kind {
-            "table" => self.add("nftables_table_chains", &labels(&[("family", "family"), ("name", "name")]), 0.0),
+            "table" => {
+                self.add("nftables_table_chains", &labels(&[("family", "family"), ("name", "name")]), 0.0)
+            }
             "chain" => {
                 self.add("nftables_table_chains", &labels(&[("family", "family"), ("name", "table")]), 1.0);
                 let chain = labels(&[("family", "family"), ("table", "table"), ("name", "name")]);
@@ -58,7 +60,9 @@ impl Oracle {
 
     fn rule(&mut self, rule: &Value) -> Result<()> {
         let statements = rule["expr"].as_array().context("a rule without statements")?;
-        let counter = statements.iter().find_map(|it| it.get("counter").filter(|counter| counter.get("packets").is_some()));
+        let counter = statements
+            .iter()
+            .find_map(|it| it.get("counter").filter(|counter| counter.get("packets").is_some()));
         let Some(counter) = counter else { return Ok(()) };
         let mut labels = Labels::new();
         for key in ["family", "table", "chain"] {
@@ -67,8 +71,11 @@ impl Oracle {
         labels.insert("comment".to_owned(), rule.get("comment").map_or("empty".to_owned(), text));
         labels.insert("action".to_owned(), action(statements));
         for label in LABELS {
-            let found: Vec<String> =
-                statements.iter().filter_map(|it| it.get("match")).filter_map(|it| value(it, label)).collect();
+            let found: Vec<String> = statements
+                .iter()
+                .filter_map(|it| it.get("match"))
+                .filter_map(|it| value(it, label))
+                .collect();
             let text = if found.is_empty() { "any".to_owned() } else { found.join(",") };
             labels.insert(label.to_owned(), text);
         }

@@ -21,7 +21,9 @@ fn namespace(label: &str) -> Result<Netns> {
 }
 
 fn file(dir: &WorkDir, keys: &str) -> Result<String> {
-    let text = format!("nftables_exporter: {{controller_socket: '', droptailer_socket: '', log_level: info, {keys}}}\n");
+    let text = format!(
+        "nftables_exporter: {{controller_socket: '', droptailer_socket: '', log_level: info, {keys}}}\n"
+    );
     Ok(dir.write("config.yaml", &text)?.display().to_string())
 }
 

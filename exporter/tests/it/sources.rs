@@ -22,7 +22,9 @@ fn answer(path: &Path, bytes: Vec<u8>, close: bool) -> Result<()> {
             let Ok(mut stream) = stream else { return };
             let mut request = String::new();
             let Ok(copy) = stream.try_clone() else { return };
-            if BufReader::new(copy).read_line(&mut request).is_err() || request != "{\"request\":\"metrics\"}\n" {
+            if BufReader::new(copy).read_line(&mut request).is_err()
+                || request != "{\"request\":\"metrics\"}\n"
+            {
                 continue;
             }
             for piece in bytes.chunks(60_000) {

@@ -17,7 +17,9 @@ fn documented() -> Result<BTreeMap<String, Row>> {
     let text = std::fs::read_to_string(path).context("METRICS.md")?;
     let section = text.split("\n## ").find(|section| section.starts_with("nftables-exporter\n"));
     let mut rows = BTreeMap::new();
-    for line in section.context("no section nftables-exporter")?.lines().filter(|line| line.starts_with("| `")) {
+    for line in
+        section.context("no section nftables-exporter")?.lines().filter(|line| line.starts_with("| `"))
+    {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [name, kind, labels, _] = cells.as_slice() else { anyhow::bail!("not four cells: {line}") };
         let words = |text: &str| -> BTreeSet<String> {

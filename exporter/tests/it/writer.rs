@@ -129,7 +129,8 @@ fn prefix(rng: &mut Rng, v6: bool) -> String {
         let (address, length) = rng.pick(&lengths).copied().unwrap_or(("::", 1));
         format!("{address}/{length}")
     } else {
-        let lengths = [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("1.2.3.0", 24), ("9.9.9.128", 25)];
+        let lengths =
+            [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("1.2.3.0", 24), ("9.9.9.128", 25)];
         let (address, length) = rng.pick(&lengths).copied().unwrap_or(("0.0.0.0", 1));
         format!("{address}/{length}")
     }

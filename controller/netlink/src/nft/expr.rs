@@ -178,7 +178,10 @@ impl Expr {
             let expr = Self::decode_data(name, &mut fields, depth)?;
             Ok(expr.filter(|_| fields.complete()))
         });
-        Ok(known.ok().flatten().unwrap_or_else(|| Self::Unknown { name: name.to_owned(), data: data.to_vec() }))
+        Ok(known
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Self::Unknown { name: name.to_owned(), data: data.to_vec() }))
     }
 
     fn decode_data(name: &str, fields: &mut Fields<'_>, depth: u8) -> Result<Option<Self>, DecodeError> {

@@ -161,7 +161,8 @@ impl<'a> RuleView<'a> {
     pub fn counter(&self) -> Result<Option<Counter>, DecodeError> {
         for expr in self.exprs {
             let mut inner = expr?.nested();
-            let is_counter = matches!(inner.next(), Some(Ok(name)) if name.kind == 1 && name.name() == b"counter");
+            let is_counter =
+                matches!(inner.next(), Some(Ok(name)) if name.kind == 1 && name.name() == b"counter");
             if is_counter && let Some(data) = inner.find(|attr| matches!(attr, Ok(attr) if attr.kind == 2)) {
                 return Counter::decode(&mut Fields::read(data?.nested())?).map(Some);
             }

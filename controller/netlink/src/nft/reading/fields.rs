@@ -177,9 +177,12 @@ impl Layers {
                 Network::V4 => &[(12, 4, Source(V4)), (16, 4, Destination(V4))],
                 Network::V6 => &[(8, 16, Source(V6)), (24, 16, Destination(V6))],
                 // RFC 826 with Ethernet and IPv4: sender and target, hardware and protocol.
-                Network::Arp => {
-                    &[(8, 6, Source(Mac)), (14, 4, Source(V4)), (18, 6, Destination(Mac)), (24, 4, Destination(V4))]
-                }
+                Network::Arp => &[
+                    (8, 6, Source(Mac)),
+                    (14, 4, Source(V4)),
+                    (18, 6, Destination(Mac)),
+                    (24, 4, Destination(V4)),
+                ],
                 Network::Other => &[],
             },
             Payload::TRANSPORT if self.transport.is_none_or(|it| WITH_PORTS.contains(&it)) => {

@@ -221,7 +221,9 @@ impl RuleReader {
                 self.registers.load(payload.dreg, len, source);
             }
             Expr::Bitwise(Bitwise { sreg, dreg, mask, xor }) => self.registers.mask(*sreg, *dreg, mask, xor),
-            Expr::Byteorder(Byteorder { dreg, .. }) | Expr::Immediate { dreg, .. } => self.registers.forget(*dreg),
+            Expr::Byteorder(Byteorder { dreg, .. }) | Expr::Immediate { dreg, .. } => {
+                self.registers.forget(*dreg)
+            }
             Expr::Ct(ct) if ct.load => self.registers.forget(ct.register),
             Expr::Fib(fib) => self.registers.forget(fib.dreg),
             Expr::Hash(hash) => self.registers.forget(hash.dreg),
@@ -280,7 +282,10 @@ impl RuleReader {
     /// nft reads fields that lie side by side with one load: each of them is compared with its part of the constant.
     fn compare_load(&mut self, load: &Load, cmp: &Cmp) {
         let fields = self.layers.fields(load.source, load.len);
-        let whole = |part: Part| Match { parts: vec![part], test: Test::Compare { op: cmp.op, value: cmp.data.clone() } };
+        let whole = |part: Part| Match {
+            parts: vec![part],
+            test: Test::Compare { op: cmp.op, value: cmp.data.clone() },
+        };
         if let [one] = fields.as_slice()
             && one.at == 0
             && one.covers(load.len)
@@ -289,11 +294,15 @@ impl RuleReader {
             self.reading.matches.push(whole(part));
         } else if cmp.op == CmpOp::Eq {
             for span in &fields {
-                let slice = |bytes: &[u8]| bytes.get(span.at..bytes.len().min(span.at + span.len)).map(<[u8]>::to_vec);
+                let slice = |bytes: &[u8]| {
+                    bytes.get(span.at..bytes.len().min(span.at + span.len)).map(<[u8]>::to_vec)
+                };
                 let Some(value) = slice(&cmp.data).filter(|value| !value.is_empty()) else { continue };
                 let mask = load.mask.as_deref().and_then(slice);
                 let part = Part { field: Some(span.field), len: span.len, mask };
-                self.reading.matches.push(Match { parts: vec![part], test: Test::Compare { op: cmp.op, value } });
+                self.reading
+                    .matches
+                    .push(Match { parts: vec![part], test: Test::Compare { op: cmp.op, value } });
             }
         } else if !fields.is_empty() {
             let parts = fields.iter().map(|span| Part { field: Some(span.field), len: span.len, mask: None });
@@ -306,7 +315,8 @@ impl RuleReader {
         let Some(load) = self.registers.take(range.sreg) else { return };
         let part = self.part(&load);
         if part.field.is_some() {
-            let test = Test::Range { inverted: range.inverted, from: range.from.clone(), to: range.to.clone() };
+            let test =
+                Test::Range { inverted: range.inverted, from: range.from.clone(), to: range.to.clone() };
             self.reading.matches.push(Match { parts: vec![part], test });
         }
     }
