@@ -125,7 +125,7 @@ fn attempt(options: ReadOptions) -> Result<Option<Figures>, SocketError> {
         // What a rule names was gone, or changed: an answer of another generation.
         Some(SocketError::Refused(_) | SocketError::Interrupted) => Ok(None),
         Some(error) => Err(error),
-        None => Ok(same.then(|| reader.finish())),
+        None => Ok((same && !reader.out_of_order).then(|| reader.finish())),
     }
 }
 
@@ -182,6 +182,10 @@ struct Reader {
     sets: Socket,
     interfaces: Interfaces,
     failure: Option<SocketError>,
+    /// Where the last rule stood, and its handle.
+    last: Option<(ChainKey, u64)>,
+    /// Rules came twice or were skipped.
+    out_of_order: bool,
     /// Distinct label values that were cut, by hash: bytes and packets have the same.
     cut: BTreeSet<u64>,
 }
@@ -196,6 +200,8 @@ impl Reader {
             sets,
             interfaces: Interfaces::default(),
             failure: None,
+            last: None,
+            out_of_order: false,
             cut: BTreeSet::new(),
         }
     }
@@ -232,9 +238,7 @@ impl Reader {
 
     fn rule(&mut self, family: u8, message: &Message<'_>) {
         let Some(rule) = self.readable(RuleView::decode(message.attrs())) else { return };
-        if let Some((_, rules)) = self.chains.get_mut(&(family, rule.table.to_vec(), rule.chain.to_vec())) {
-            *rules += 1;
-        }
+        self.follow((family, rule.table.to_vec(), rule.chain.to_vec()), &rule);
         let Some(Some(counter)) = self.readable(rule.counter()) else { return };
         let mut reader = RuleReader::new(family);
         for expr in rule.exprs() {
@@ -276,6 +280,22 @@ impl Reader {
             list(labels, "source_ports", &matches.source_ports);
             labels.add("table", &String::from_utf8_lossy(rule.table));
         });
+    }
+
+    /// Counts a rule, and looks whether it comes after the one it says.
+    ///
+    /// A dump goes on in the next datagram by counting rules from the first (nf_tables_dump_rules), those included that a
+    /// transaction under way adds, which nothing else shows. So rules before that place may come again, and when the
+    /// transaction is given up, others are skipped; neither changes the generation. But each rule names the one before it.
+    fn follow(&mut self, chain: ChainKey, rule: &RuleView<'_>) {
+        let before = self.last.as_ref().filter(|(last, _)| *last == chain).map(|(_, handle)| *handle);
+        let count = self.chains.get_mut(&chain).map(|(_, rules)| {
+            *rules += 1;
+            *rules
+        });
+        let is_first = count == Some(1);
+        self.out_of_order |= count.is_none() || rule.position != before || is_first != before.is_none();
+        self.last = Some((chain, rule.handle));
     }
 
     fn unread(&mut self, name: &str) {

@@ -1,8 +1,8 @@
 //! One answer from the kernel, this process and the programs beside it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -30,8 +30,8 @@ pub struct Scraper {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The last answer and when it was begun; kept by those who are sending it.
-    last: Option<(Instant, Weak<Page>)>,
+    /// The last answer and when it was begun.
+    last: Option<(Instant, Arc<Page>)>,
     /// The last figures and when they were read.
     figures: Option<(Instant, Arc<Figures>)>,
     reads: Reads,
@@ -68,10 +68,11 @@ impl Scraper {
         let mut state = self.state.lock().await;
         if let Some((began, page)) = &state.last
             && *began >= asked
-            && let Some(page) = page.upgrade()
         {
-            return page;
+            return Arc::clone(page);
         }
+        // Not while the next one is made: two of them would be twice the memory.
+        state.last = None;
         let began = Instant::now();
         let options = config.read_options();
         let reading = tokio::task::spawn_blocking(move || {
@@ -93,7 +94,7 @@ impl Scraper {
         process::write(&mut text);
         let figures = figures.map(|(figures, _)| figures);
         let page = Arc::new(Page { figures, text: text.into_string(), foreign });
-        state.last = Some((began, Arc::downgrade(&page)));
+        state.last = Some((began, Arc::clone(&page)));
         page
     }
 

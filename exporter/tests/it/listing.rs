@@ -82,7 +82,7 @@ fn with_the_switch_chains_and_rules_have_the_handles_that_nft_shows() -> Result<
     config.handles = true;
     let ours = of_nft(parse(&scrape(&ns, &config)?)?);
     let mut handles: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
-    for ((name, labels), _) in &ours {
+    for (name, labels) in ours.keys() {
         if let Some(handle) = labels.get("handle").filter(|_| name != "nftables_rule_packets") {
             let key = (name.clone(), format!("{} {}", labels["family"], labels["table"]));
             handles.entry(key).or_default().push(handle.clone());

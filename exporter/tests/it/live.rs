@@ -27,7 +27,7 @@ fn rule(number: u64) -> String {
 fn edit(round: u64) -> String {
     let (full, empty) = if round.is_multiple_of(2) { ("a", "b") } else { ("b", "a") };
     let first = if full == "a" { 10_000 } else { 20_000 };
-    let mut text = format!("flush chain inet t a\nflush chain inet t b\n");
+    let mut text = String::from("flush chain inet t a\nflush chain inet t b\n");
     for number in first..first + GROUP {
         let _ = writeln!(text, "add rule inet t {full} {}", rule(number));
     }

@@ -115,8 +115,8 @@ fn action(statements: &[Value]) -> String {
         "fwd",
         "tproxy",
     ];
-    let keys = statements.iter().filter_map(|it| it.as_object()?.keys().next());
-    keys.filter(|key| DECIDING.contains(&key.as_str())).next_back().map_or("policy".to_owned(), String::clone)
+    let mut keys = statements.iter().filter_map(|it| it.as_object()?.keys().next());
+    keys.rfind(|key| DECIDING.contains(&key.as_str())).map_or("policy".to_owned(), String::clone)
 }
 
 /// The label that the left side of a match belongs to.

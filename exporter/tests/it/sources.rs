@@ -44,6 +44,9 @@ fn result(text: &str) -> Vec<u8> {
     format!("{}\n", json!({ "result": text })).into_bytes()
 }
 
+/// What is answered, and whether the connection is closed then.
+type Behaviour = (Vec<u8>, bool);
+
 fn source_of(labels: &std::collections::BTreeMap<String, String>) -> Option<&str> {
     labels.get("source").map(String::as_str)
 }
@@ -85,7 +88,7 @@ fn whatever_a_neighbour_answers_the_scrape_goes_on_and_counts_why() -> Result<()
     nft::load(&ns, "table ip t {\ncounter c { packets 1 bytes 2 }\n}")?;
     let endless = vec![b'x'; 3 * MAX_TEXT];
     let duplicate = result("firewall_a 1\nfirewall_a 1\n");
-    let cases: [(&str, Option<(Vec<u8>, bool)>); 12] = [
+    let cases: [(&str, Option<Behaviour>); 12] = [
         ("absent", None),
         ("slow", Some((Vec::new(), false))),
         ("slow", Some((b"{\"result\":\"firewall_a 1".to_vec(), false))),

@@ -134,6 +134,8 @@ pub struct RuleView<'a> {
     pub chain: &'a [u8],
     /// Number that no other object of the table has.
     pub handle: u64,
+    /// Handle of the rule before it in the chain; `None` for the first.
+    pub position: Option<u64>,
     /// Its user data.
     pub userdata: &'a [u8],
     exprs: Attrs<'a>,
@@ -147,6 +149,7 @@ impl<'a> RuleView<'a> {
             table: f.need(1)?.name(),
             chain: f.need(2)?.name(),
             handle: f.be64_or(3, 0)?,
+            position: f.get(6).map(|a| a.be64()).transpose()?,
             userdata: f.get(7).map(|a| a.value).unwrap_or_default(),
             exprs: f.get(4).map_or(Attrs::new(&[]), |a| a.nested()),
         })
