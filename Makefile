@@ -7,6 +7,8 @@ PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 # promtool, which judges what is exported.
 PACKAGES += prometheus
+# The intrusion detection whose figures and alerts are shown; the release has none.
+PACKAGES += suricata/backports
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.

@@ -34,7 +34,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, cluster, fault, metrics, names, report};
+use crate::{addresses, cluster, fault, ids, metrics, names, report};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -112,10 +112,22 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     let rescan = Arc::new(Notify::new());
     let (snapshots, mut latest) = watch::channel(None);
     let mut source = tokio::spawn(source.run(snapshots, Arc::clone(&rescan)));
+    let ids = if args.enable_ids == Some(true) {
+        let options = ids::Options {
+            socket: args.suricata_socket.clone(),
+            log: args.suricata_log.clone(),
+            interval: counter_interval,
+            state: record.state.clone(),
+        };
+        ids::start(options, problems.clone())
+    } else {
+        ids::Handle::default()
+    };
     let server = Server {
         view: views.clone(),
         jobs: jobs.clone(),
         names,
+        ids: ids.clone(),
         identification,
         problems: problems.clone(),
         counters: Counters::default(),
@@ -169,6 +181,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     if jobs.send(Job::Stop(done)).is_err() || timeout(STOP, stopped).await.is_err() {
         warn!("the reconciler did not finish in time");
     }
+    ids.stop();
     Ok(())
 }
 
@@ -189,8 +202,7 @@ fn source(
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
-    let flags =
-        [("--enable-IDS", args.enable_ids == Some(true)), ("--hosts-file", args.hosts_file.is_some())];
+    let flags = [("--hosts-file", args.hosts_file.is_some())];
     for (flag, _) in flags.iter().filter(|(_, given)| *given) {
         warn!("{flag} is taken for compatibility and has no effect in this version");
     }

@@ -86,7 +86,7 @@ async fn find_address(
         let report = Arc::clone(&reports.borrow_and_update());
         let objects = Arc::clone(&cluster.borrow_and_update());
         let object = report.own.as_ref().and_then(|own| objects.by_id(&own.id));
-        let address = object.and_then(|object| owned::address(object.body()));
+        let address = object.and_then(|object| owned::address(&object.body()));
         let wanted = address.map(|address| Own { firewall: report.firewall.clone(), address });
         own.send_if_modified(|current| {
             // A Firewall object that is away for a moment takes no address away.

@@ -14,6 +14,10 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/firewall-controller";
 pub const DEFAULT_BPF_DIR: &str = "/run/firewall-controller/bpf/pins";
 /// Where the running controller is asked.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/firewall-controller/control.sock";
+/// Where suricata is asked, as Debian configures it.
+pub const DEFAULT_SURICATA_SOCKET: &str = "/run/suricata-command.socket";
+/// Where suricata writes its alerts, as Debian configures it.
+pub const DEFAULT_SURICATA_LOG: &str = "/var/log/suricata/eve.json";
 
 /// Turns ClusterwideNetworkPolicies, Firewalls and Services into nftables rules.
 #[derive(Debug, Parser)]
@@ -198,7 +202,7 @@ pub struct RunArgs {
     /// Address on which Prometheus metrics are served, such as 127.0.0.1:8080; `:8080` is every address. Not given: none.
     #[arg(long, value_name = "ADDRESS", value_parser = listen_address)]
     pub metrics_addr: Option<SocketAddr>,
-    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
+    /// Show what suricata counts and what it alerts of: in the status, as metrics, in the log and as events.
     #[arg(
         long = "enable-IDS",
         value_name = "BOOL",
@@ -208,6 +212,12 @@ pub struct RunArgs {
         hide_short_help = true
     )]
     pub enable_ids: Option<bool>,
+    /// Suricata's command socket (`unix-command` in its configuration).
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SURICATA_SOCKET, hide_short_help = true)]
+    pub suricata_socket: PathBuf,
+    /// Suricata's log of events (`eve-log`, filetype `regular`); only its alerts are read.
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_SURICATA_LOG, hide_short_help = true)]
+    pub suricata_log: PathBuf,
     /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
     #[arg(long, value_name = "FILE", hide_short_help = true)]
     pub hosts_file: Option<PathBuf>,

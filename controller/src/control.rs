@@ -33,6 +33,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use crate::explain::explain;
+use crate::ids;
 use crate::names;
 use crate::packet_text;
 use crate::problems::Problems;
@@ -122,6 +123,8 @@ pub struct Server {
     pub jobs: Sender<Job>,
     /// The thread of names.
     pub names: names::Handle,
+    /// Intrusion detection.
+    pub ids: ids::Handle,
     /// Who we are.
     pub identification: Identification,
     /// Problems of other parts than the reconciler.
@@ -296,6 +299,7 @@ impl Server {
         let mut status =
             status::status(&view, &self.identification, self.counters.value(), SystemTime::now());
         status::add_names(&mut status, names);
+        self.ids.add_to_status(&mut status);
         serde_json::to_value(status).unwrap_or(Value::Null)
     }
 

@@ -10,6 +10,7 @@ pub mod explain;
 pub mod fault;
 mod findings;
 pub mod host;
+pub mod ids;
 pub mod metrics;
 pub mod names;
 pub mod notify;

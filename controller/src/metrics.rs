@@ -27,6 +27,8 @@ use tracing::debug;
 use crate::control::Server;
 use crate::problems::Problems;
 
+mod ids;
+
 /// Scrapes at one time.
 const MAX_CONNECTIONS: usize = 16;
 /// For a request's head to arrive.
@@ -133,6 +135,7 @@ fn families(status: &Value) -> Vec<MetricFamily> {
     all.gauge("firewall_findings", "Findings about objects.", &[], length(&controller["findings"]));
     all.proxy(&names["proxy"]);
     all.learned(names);
+    all.ids(&controller["ids"]);
     for (map, size) in object(&names["maps"]) {
         all.gauge(
             "firewall_ebpf_map_entries",

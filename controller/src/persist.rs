@@ -299,7 +299,7 @@ mod tests {
         let manifest = Manifest {
             source: "a.yaml".to_owned(),
             line: 1,
-            body: serde_json::json!({"metadata": {"name": name}}),
+            body: serde_json::json!({"metadata": {"name": name}}).into(),
         };
         let groups = [("a.yaml".to_owned(), Arc::new(vec![Arc::new(manifest)]))].into();
         Arc::new(Snapshot { groups, fresh: true, ..Snapshot::default() })

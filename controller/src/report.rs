@@ -39,6 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Sends reports until nobody takes them or the reconciler has ended.
 pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
     let mut views = server.view.clone();
+    let mut intrusions = server.ids.watch();
     let mut names = Arc::new(Value::Null);
     let mut next = Instant::now();
     loop {
@@ -52,7 +53,8 @@ pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
         // With thousands of policies it takes milliseconds, in which objects on their way to the rules would wait.
         let parts = (Arc::clone(&server), Arc::clone(&names), Arc::clone(&before));
         let made = spawn_blocking(move || report(&view, &parts.1, &parts.0.identification, &parts.2)).await;
-        let Ok(report) = made else { return };
+        let Ok(mut report) = made else { return };
+        server.ids.add_to_report(&mut report);
         let interval =
             report.own.as_ref().map_or(DEFAULT_INTERVAL, |own| Duration::from_millis(own.interval_ms));
         if next <= Instant::now() {
@@ -64,6 +66,7 @@ pub async fn keep(server: Arc<Server>, output: watch::Sender<Arc<Report>>) {
         sleep(LEAST_GAP.max(began.elapsed() * 4)).await;
         tokio::select! {
             changed = views.changed() => if changed.is_err() { return },
+            () = intrusions.changed() => {}
             () = output.closed() => return,
             () = sleep(next.saturating_duration_since(Instant::now())) => {}
         }
@@ -93,26 +96,37 @@ pub fn report(view: &View, names: &Value, of: &Identification, before: &Report) 
 }
 
 /// The objects of a snapshot by identity.
-struct Versions<'a>(BTreeMap<Id, &'a Manifest>);
+struct Versions<'a>(BTreeMap<Id, Version<'a>>);
+
+struct Version<'a> {
+    manifest: &'a Manifest,
+    /// Objects of files have none, and no generation.
+    uid: Option<String>,
+    generation: Option<i64>,
+}
 
 impl<'a> Versions<'a> {
     fn of(snapshot: &'a Snapshot) -> Self {
-        let named = snapshot.manifests().filter_map(|manifest| Some((id(manifest)?, manifest)));
+        let named = snapshot.manifests().filter_map(|manifest| {
+            let head = manifest.body.head();
+            let uid = head.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
+            let generation = head.pointer("/metadata/generation").and_then(Value::as_i64);
+            Some((id(&head)?, Version { manifest, uid, generation }))
+        });
         Self(named.collect())
     }
 
     fn generation(&self, id: &Id) -> Option<i64> {
-        self.0.get(id)?.body.pointer("/metadata/generation")?.as_i64()
+        self.0.get(id)?.generation
     }
 
-    /// Objects of files have none.
-    fn uid(&self, id: &Id) -> Option<&'a str> {
-        self.0.get(id)?.body.pointer("/metadata/uid")?.as_str()
+    fn uid(&self, id: &Id) -> Option<&str> {
+        self.0.get(id)?.uid.as_deref()
     }
 }
 
-fn id(manifest: &Manifest) -> Option<Id> {
-    let text = |pointer| manifest.body.pointer(pointer).and_then(Value::as_str);
+fn id(head: &Value) -> Option<Id> {
+    let text = |pointer| head.pointer(pointer).and_then(Value::as_str);
     let kind = match text("/kind")? {
         "ClusterwideNetworkPolicy" => ObjectKind::ClusterwideNetworkPolicy,
         "Firewall" => ObjectKind::Firewall,
@@ -131,7 +145,10 @@ fn policies(
     before: &Report,
 ) -> BTreeMap<Id, Arc<PolicyReport>> {
     let errors = errors(view);
-    let enforced = view.enforced.as_ref().map(|enforced| (enforced, Versions::of(&enforced.objects)));
+    // Thousands of objects need not be looked at twice: mostly what is wanted is in force.
+    let others = view.enforced.as_ref().filter(|enforced| !Arc::ptr_eq(enforced, wanted));
+    let others = others.map(|enforced| (enforced, Versions::of(&enforced.objects)));
+    let is_whole = view.enforced.as_ref().is_some_and(|enforced| Arc::ptr_eq(enforced, wanted));
     let mut reports = BTreeMap::new();
     for (id, judgement) in &wanted.states {
         let (Some(generation), Some(uid)) = (versions.generation(id), versions.uid(id)) else { continue };
@@ -151,16 +168,16 @@ fn policies(
                 .collect::<Vec<_>>()
                 .join("; ");
         }
-        let in_force = enforced.as_ref().is_some_and(|(enforced, versions)| {
-            Arc::ptr_eq(enforced, wanted)
-                || versions.generation(id) == Some(generation)
+        let in_force = is_whole
+            || others.as_ref().is_some_and(|(enforced, versions)| {
+                versions.generation(id) == Some(generation)
                     && versions.uid(id) == Some(uid)
                     && enforced.states.get(id) == Some(judgement)
                     && enforced.set.policies.get(&id.name) == wanted.set.policies.get(&id.name)
-        });
+            });
         // What counts nowhere opens nothing, whatever is in force; else an older version of it may be.
         let counts = id.namespace == fw_crds::NAMESPACE;
-        let is_open = enforced.as_ref().is_some_and(|(it, _)| it.set.policies.contains_key(&id.name));
+        let is_open = view.enforced.as_ref().is_some_and(|it| it.set.policies.contains_key(&id.name));
         if !in_force && counts && (state != PolicyState::Ignored || is_open) {
             let why = why_not(view);
             message = if message.is_empty() { why } else { format!("{why}; once in force: {message}") };
@@ -229,8 +246,9 @@ fn own(
     let mut status = status.status.firewall;
     // A sign of life: when the kernel was last asked or changed. A controller that hangs does not move it.
     status.last_run = view.counters_read.max(view.last_run).map(rfc3339);
-    let interval = versions.0.get(id).and_then(|manifest| manifest.body.pointer("/spec/interval"));
-    let interval = interval.and_then(Value::as_str).map_or(DEFAULT_INTERVAL, parse_interval);
+    let body = versions.0.get(id).map(|version| version.manifest.body.tree()).unwrap_or_default();
+    let interval =
+        body.pointer("/spec/interval").and_then(Value::as_str).map_or(DEFAULT_INTERVAL, parse_interval);
     let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     Some(FirewallReport { id: id.clone(), uid, status: Arc::new(status), interval_ms })
 }

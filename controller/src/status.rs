@@ -96,6 +96,9 @@ pub struct Controller {
     /// DNS: the proxy, what was learned, where eBPF programs are, what they dropped.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub names: Value,
+    /// Intrusion detection: whether it answers, what it counts, what became of its alerts.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub ids: Value,
     /// What the control socket counted.
     pub control_socket: Value,
     /// What the kernel can do.
@@ -214,6 +217,7 @@ fn controller(view: &View, of: &Identification, control_socket: Value, now: Syst
         counter_resets: view.published.resets,
         counters_read: view.counters_read.map(|read| age(read, now)),
         names: Value::Null,
+        ids: Value::Null,
         control_socket,
         kernel: of.kernel.clone(),
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use fw_testkit::figures::{Goal, Table};
+use fw_testkit::figures::Table;
 
 use crate::field::Field;
 use crate::limited;
@@ -34,7 +34,7 @@ pub(crate) fn measure(table: &mut Table, field: &mut Field, (policies, services)
     );
     limited(table, &format!("{what}: first commit / limit: s"), first.as_secs_f64(), FIRST_COMMIT);
     limited(table, &format!("{what}: resident / limit: MB"), now, RESIDENT);
-    table.add(&format!("{what}: resident at most / limit: MB"), &[(highest, RESIDENT)], Goal::None);
+    limited(table, &format!("{what}: resident at most / limit: MB"), highest, RESIDENT);
     let written = f64::from(policies) - f64::from(u32::try_from(before)?);
     limited(table, &format!("{what}: all statuses / limit: s"), took.as_secs_f64(), written / STATUSES);
     Ok(())

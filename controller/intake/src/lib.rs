@@ -9,6 +9,7 @@
 
 mod address;
 mod allowed;
+mod compact;
 mod dns;
 mod facts;
 mod fastpath;
@@ -31,6 +32,7 @@ mod service;
 mod text;
 mod values;
 
+pub use compact::Compact;
 pub use facts::{HostFacts, Interface};
 pub use finding::{Finding, Reason, Severity, Subject};
 pub use fqdn_state::{

@@ -4,6 +4,7 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
+use crate::compact::Compact;
 use crate::finding::{Finding, Reason, Severity, Subject};
 use crate::text::{kind_of, one_line};
 
@@ -17,8 +18,8 @@ pub struct Manifest {
     pub source: String,
     /// Line of the document in the file, from 1; 0 where there is none.
     pub line: u64,
-    /// The object as a JSON tree.
-    pub body: Value,
+    /// The object.
+    pub body: Compact,
 }
 
 /// Why a file gives no objects. The source keeps the file's last parsed ones.
@@ -128,9 +129,9 @@ fn flatten(path: &str, line: u64, body: Value, manifests: &mut Vec<Manifest>) {
                     map.entry("kind").or_insert_with(|| item_kind.into());
                     map.entry("apiVersion").or_insert_with(|| version.clone().into());
                 }
-                manifests.push(Manifest { source: path.to_owned(), line, body: item });
+                manifests.push(Manifest { source: path.to_owned(), line, body: item.into() });
             }
         }
-        _ => manifests.push(Manifest { source: path.to_owned(), line, body: Value::Object(map) }),
+        _ => manifests.push(Manifest { source: path.to_owned(), line, body: Value::Object(map).into() }),
     }
 }

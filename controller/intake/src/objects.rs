@@ -45,7 +45,7 @@ impl<'a> Objects<'a> {
         let mut objects = Self::default();
         let mut groups: BTreeMap<Id, Vec<&'a Manifest>> = BTreeMap::new();
         for manifest in manifests {
-            match identify(&manifest.body) {
+            match identify(&manifest.body.head()) {
                 Ok(id) => groups.entry(id).or_default().push(manifest),
                 Err(problem) => objects.findings.push(problem.finding(manifest)),
             }
@@ -84,7 +84,9 @@ impl<'a> Objects<'a> {
     fn insert(&mut self, id: Id, mut group: Vec<&'a Manifest>) {
         if group.len() > 1 {
             // Items of one List share a line, and the API server's objects a source: the text decides then.
-            group.sort_by_cached_key(|manifest| (&manifest.source, manifest.line, manifest.body.to_string()));
+            group.sort_by_cached_key(|manifest| {
+                (&manifest.source, manifest.line, manifest.body.text().to_owned())
+            });
         }
         let mut group = group.into_iter();
         let Some(first) = group.next() else { return };

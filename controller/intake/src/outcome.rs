@@ -90,7 +90,7 @@ impl Intake {
         self.findings.extend(finding);
         if let Some((id, manifest)) = chosen {
             let mut report = Report::new(id);
-            (self.set.firewall, allowed) = read_firewall(&manifest.body, facts, &mut report);
+            (self.set.firewall, allowed) = read_firewall(&manifest.body.tree(), facts, &mut report);
             self.firewall = Some(id.clone());
             self.findings.extend(report.into_findings());
         }
@@ -100,7 +100,7 @@ impl Intake {
 
     fn add_policy(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
         let mut report = Report::new(id);
-        let (policy, state) = read_policy(&manifest.body, allowed, &mut report);
+        let (policy, state) = read_policy(&manifest.body.tree(), allowed, &mut report);
         if let Some(policy) = policy {
             self.set.policies.insert(id.name.clone(), policy);
         }
@@ -110,7 +110,7 @@ impl Intake {
 
     fn add_service(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
         let mut report = Report::new(id);
-        let read = read_service(&manifest.body, &allowed.ingress, &mut report);
+        let read = read_service(&manifest.body.tree(), &allowed.ingress, &mut report);
         self.set.load_balancer_addresses.extend(read.assigned);
         if let Some(service) = read.service {
             let name = ServiceName { namespace: id.namespace.clone(), name: id.name.clone() };

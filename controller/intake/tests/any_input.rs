@@ -183,7 +183,8 @@ fn policy() -> impl Strategy<Value = Value> {
 }
 
 fn manifests(bodies: Vec<Value>) -> Vec<Manifest> {
-    let manifest = |(line, body)| Manifest { source: "a.yaml".to_owned(), line, body };
+    let manifest =
+        |(line, body): (u64, Value)| Manifest { source: "a.yaml".to_owned(), line, body: body.into() };
     (1..).zip(bodies).map(manifest).collect()
 }
 

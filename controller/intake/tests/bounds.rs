@@ -16,7 +16,7 @@ fn manifest(kind: &str, name: &str, spec: Value) -> Manifest {
         "apiVersion": "metal-stack.io/v1", "kind": kind,
         "metadata": {"namespace": "firewall", "name": name}, "spec": spec,
     });
-    Manifest { source: "a.yaml".to_owned(), line: 1, body }
+    Manifest { source: "a.yaml".to_owned(), line: 1, body: body.into() }
 }
 
 fn policy(name: &str, spec: Value) -> Manifest {

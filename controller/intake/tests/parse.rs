@@ -11,7 +11,7 @@ fn error(text: &str) -> fw_intake::ParseError {
 
 fn bodies(text: &str) -> Vec<serde_json::Value> {
     let manifests = parse("a.yaml", text.as_bytes()).expect("must parse");
-    manifests.into_iter().map(|manifest| manifest.body).collect()
+    manifests.into_iter().map(|manifest| manifest.body.tree()).collect()
 }
 
 #[test]

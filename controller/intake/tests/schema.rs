@@ -31,7 +31,8 @@ fn every_field_of_the_schema_is_known_to_the_intake() {
             body: json!({
                 "apiVersion": "metal-stack.io/v1", "kind": kind,
                 "metadata": {"namespace": "firewall", "name": "firewall"}, "spec": spec,
-            }),
+            })
+            .into(),
         };
         let judged = intake(&Objects::new([&manifest]), &HostFacts::default());
         let unknown: Vec<String> = judged

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fw_intake::{Id, Manifest};
+use fw_intake::{Compact, Id, Manifest};
 use fw_policy::ObjectKind;
 use serde_json::{Map, Value};
 
@@ -127,14 +127,14 @@ pub struct Object {
     /// form in which sources hand objects on; the same `Arc` as long as it is the same.
     pub group: Arc<Vec<Arc<Manifest>>>,
     /// Its status; of ClusterwideNetworkPolicies and Firewalls only.
-    pub status: Value,
+    pub status: Compact,
 }
 
 impl Object {
     /// The object as a tree.
     #[must_use]
-    pub fn body(&self) -> &Value {
-        self.group.first().map_or(&Value::Null, |manifest| &manifest.body)
+    pub fn body(&self) -> Value {
+        self.group.first().map(|manifest| manifest.body.tree()).unwrap_or_default()
     }
 }
 
@@ -185,9 +185,11 @@ impl Cluster {
 pub(crate) fn keep(watched: Watched, raw: &Value, before: Option<&Arc<Object>>) -> Object {
     let metadata = raw.get("metadata").unwrap_or(&Value::Null);
     let text = |key: &str| metadata.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let body = trimmed(watched, raw, metadata);
+    let body = Compact::from(trimmed(watched, raw, metadata));
     let group = match before {
-        Some(before) if *before.body() == body => Arc::clone(&before.group),
+        Some(before) if before.group.first().is_some_and(|manifest| manifest.body == body) => {
+            Arc::clone(&before.group)
+        }
         _ => Arc::new(vec![Arc::new(Manifest { source: SOURCE.to_owned(), line: 0, body })]),
     };
     let has_status = matches!(watched, Watched::Policies | Watched::PoliciesElsewhere | Watched::Firewalls);
@@ -203,7 +205,7 @@ pub(crate) fn keep(watched: Watched, raw: &Value, before: Option<&Arc<Object>>) 
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
             .collect(),
         group,
-        status: raw.get("status").filter(|_| has_status).cloned().unwrap_or_default(),
+        status: raw.get("status").filter(|_| has_status).map(Compact::from).unwrap_or_default(),
     }
 }
 
@@ -270,7 +272,7 @@ mod tests {
         let status = policy("2", json!({"egress": []}), json!({"state": "deployed"}));
         let after = keep(Watched::Policies, &status, Some(&before));
         assert!(Arc::ptr_eq(&before.group, &after.group));
-        assert_eq!(after.status, json!({"state": "deployed"}));
+        assert_eq!(after.status.tree(), json!({"state": "deployed"}));
         let edited =
             keep(Watched::Policies, &policy("3", json!({"egress": [{}]}), Value::Null), Some(&before));
         assert!(!Arc::ptr_eq(&before.group, &edited.group));
@@ -287,7 +289,8 @@ mod tests {
             let Ok(text) = std::fs::read(&path) else { continue };
             let Ok(whole) = fw_intake::parse("in.yaml", &text) else { continue };
             let kept = whole.iter().map(|manifest| {
-                let watched = match manifest.body["kind"].as_str() {
+                let body = manifest.body.tree();
+                let watched = match body["kind"].as_str() {
                     Some("Service") => Watched::Services,
                     Some("Firewall") => Watched::Firewalls,
                     Some("ClusterwideNetworkPolicy") => Watched::Policies,
@@ -295,9 +298,10 @@ mod tests {
                 };
                 services += usize::from(watched == Watched::Services);
                 let mut kept = manifest.clone();
-                kept.body = keep(watched, &manifest.body, None).body().clone();
+                let mut trimmed = keep(watched, &body, None).body();
                 // The API server asks for one version only; files may have another one.
-                kept.body["apiVersion"] = manifest.body["apiVersion"].clone();
+                trimmed["apiVersion"] = body["apiVersion"].clone();
+                kept.body = trimmed.into();
                 kept
             });
             let kept: Vec<Manifest> = kept.collect();

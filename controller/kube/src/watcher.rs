@@ -268,10 +268,20 @@ impl State {
     fn kept(&self, watched: Watched, object: DynamicObject) -> ((String, String), Arc<Object>) {
         let key = key_of(&object);
         let before = self.cluster.of(watched).and_then(|listed| listed.objects.get(&key));
-        let raw = serde_json::to_value(object).unwrap_or(Value::Null);
+        let raw = whole(object);
         let kept = keep(watched, &raw, before);
         (key, Arc::new(kept))
     }
+}
+
+/// The object as one tree. Not by serde: that would make another of what it has as a tree already, and the status of a
+/// Firewall is megabytes.
+fn whole(object: DynamicObject) -> Value {
+    let DynamicObject { metadata, mut data, .. } = object;
+    if let Value::Object(fields) = &mut data {
+        fields.insert("metadata".to_owned(), serde_json::to_value(metadata).unwrap_or_default());
+    }
+    data
 }
 
 fn key_of(object: &DynamicObject) -> (String, String) {

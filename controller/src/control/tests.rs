@@ -31,6 +31,7 @@ impl Served {
         };
         let server = Arc::new(Server {
             names: crate::names::Handle::detached(),
+            ids: crate::ids::Handle::default(),
             view: watch::channel(Arc::new(view)).1,
             jobs,
             identification: Identification { firewall: "fw1".to_owned(), ..Identification::default() },

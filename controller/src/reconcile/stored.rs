@@ -102,8 +102,9 @@ pub trait Memory: Send {
 
 /// The finding about a Firewall object that is gone and stays in force.
 pub(super) fn kept_finding(firewall: Option<&Manifest>) -> Finding {
+    let head = firewall.map(|manifest| manifest.body.head()).unwrap_or_default();
     let text = |pointer| {
-        let value = firewall.and_then(|manifest| manifest.body.pointer(pointer)?.as_str());
+        let value = head.pointer(pointer).and_then(|value| value.as_str());
         value.unwrap_or("firewall").to_owned()
     };
     Finding {
@@ -123,7 +124,8 @@ pub(super) fn kept_finding(firewall: Option<&Manifest>) -> Finding {
 /// What has to be asked for a Firewall: routes where neither interfaces nor a private primary network are written,
 /// sessions where the machine itself is protected.
 pub(super) fn questions(firewall: &Manifest) -> Questions {
-    let list = |pointer| firewall.body.pointer(pointer).and_then(|value| value.as_array());
+    let body = firewall.body.tree();
+    let list = |pointer| body.pointer(pointer).and_then(|value| value.as_array());
     let has_interfaces = list("/spec/insideInterfaces").is_some_and(|list| !list.is_empty());
     let is_primary = |network: &serde_json::Value| {
         network["networktype"].as_str().is_some_and(|kind| kind.starts_with("privateprimary"))
@@ -131,6 +133,6 @@ pub(super) fn questions(firewall: &Manifest) -> Questions {
     let has_primary = list("/spec/firewallNetworks").is_some_and(|list| list.iter().any(is_primary));
     Questions {
         routes: !has_interfaces && !has_primary,
-        sessions: firewall.body.pointer("/spec/hostProtection").is_some(),
+        sessions: body.pointer("/spec/hostProtection").is_some(),
     }
 }

@@ -55,7 +55,7 @@ impl Machine {
 
     fn give(&mut self, objects: &[Value]) -> Report {
         let group = |body: &Value| {
-            let manifest = Manifest { source: "API server".to_owned(), line: 0, body: body.clone() };
+            let manifest = Manifest { source: "API server".to_owned(), line: 0, body: body.into() };
             (body["metadata"].to_string(), Arc::new(vec![Arc::new(manifest)]))
         };
         let groups = objects.iter().map(group).collect();

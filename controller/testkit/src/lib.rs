@@ -11,6 +11,7 @@
 //! * [`cluster`]: a real API server, kubectl, and a proxy that makes faults between it and its clients.
 //! * [`dns`]: authoritative servers, resolvers, a scripted server and clients.
 //! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
+//! * [`monitoring`]: a real Prometheus, and dashboards with its answers drawn.
 //! * [`figures`]: the table that benchmarks print.
 //! * [`nft`]: what the `nft` program says of a namespace, as an independent reader.
 
@@ -24,6 +25,7 @@ pub mod cluster;
 pub mod dns;
 pub mod figures;
 pub mod r#gen;
+pub mod monitoring;
 mod netns;
 pub mod nft;
 mod process;

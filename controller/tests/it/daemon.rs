@@ -46,6 +46,11 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// One more flag of `run`.
+    pub(crate) fn flag(&mut self, flag: impl Into<OsString>) {
+        self.objects.push(flag.into());
+    }
+
     /// The directory that the controller watches.
     pub(crate) fn manifests(&self) -> PathBuf {
         self.base.join("manifests")

@@ -2,7 +2,7 @@
 
 mod credentials;
 mod edits;
-mod field;
+pub(crate) mod field;
 mod kills;
 mod legacy;
 mod malformed;

@@ -6,7 +6,7 @@ mod corpus;
 mod drift;
 mod early;
 mod encrypted;
-mod field;
+pub(crate) mod field;
 mod interception;
 mod kills;
 pub(crate) mod knocker;

@@ -50,6 +50,7 @@ pub(super) async fn keep(
         tell,
         began: Instant::now(),
         watcher: Watcher::default(),
+        seen: None,
         sent: None,
         failures: 0,
     };
@@ -71,6 +72,9 @@ struct Desk<'a> {
     tell: Tell,
     began: Instant,
     watcher: Watcher,
+    /// An object, and the status it has as far as we know: what the API server answered to a write holds until the watch
+    /// shows something newer. As a tree it is megabytes where there are thousands of rules: there is only this one.
+    seen: Option<(Arc<Object>, Arc<Value>)>,
     sent: Option<Sent>,
     failures: u32,
 }
@@ -81,8 +85,6 @@ struct Sent {
     uid: String,
     /// Without the figures.
     head: Value,
-    /// The object then, and the status the API server answered with: it holds until the watch shows something newer.
-    answer: Option<(Arc<Object>, Arc<Value>)>,
 }
 
 impl Desk<'_> {
@@ -107,12 +109,7 @@ impl Desk<'_> {
             return idle;
         };
         let interval = Duration::from_millis(own.interval_ms).max(LEAST_GAP);
-        // With thousands of rules it is megabytes; what the watch has overtaken is given up.
-        let answer = self.sent.as_mut().and_then(|sent| {
-            sent.answer = sent.answer.take().filter(|(before, _)| Arc::ptr_eq(before, object));
-            sent.answer.as_ref().map(|(_, status)| Arc::clone(status))
-        });
-        let observed = answer.as_deref().unwrap_or(&object.status);
+        let observed = &*self.observed(object);
         let now = Instant::now();
         let named = (own.id.name.as_str(), own.uid.as_str());
         let claim = self.watcher.look(&report.firewall, named, observed, interval, now - self.began);
@@ -174,11 +171,11 @@ impl Desk<'_> {
         let target = Target { id: own.id.clone(), uid: own.uid.clone(), version };
         let at = Instant::now();
         let result = target.apply(&self.client, &own.id.name, status).await;
-        let answer = match result {
+        match result {
             Ok(answer) => {
                 self.figures.firewall.add_written();
                 self.failures = 0;
-                Some((Arc::clone(object), Arc::new(answer)))
+                self.seen = Some((Arc::clone(object), Arc::new(answer)));
             }
             Err(failure) => {
                 self.figures.firewall.add_failed();
@@ -189,10 +186,20 @@ impl Desk<'_> {
                     failure => debug!(?failure, "the status of {} was not written", own.id),
                 }
                 self.failures = self.failures.saturating_add(1);
-                None
             }
-        };
-        self.sent = Some(Sent { at, uid: own.uid.clone(), head, answer });
+        }
+        self.sent = Some(Sent { at, uid: own.uid.clone(), head });
+    }
+
+    fn observed(&mut self, object: &Arc<Object>) -> Arc<Value> {
+        if let Some((_, status)) = self.seen.as_ref().filter(|(before, _)| Arc::ptr_eq(before, object)) {
+            return Arc::clone(status);
+        }
+        // The old one goes before the new one comes.
+        self.seen = None;
+        let status = Arc::new(object.status.tree());
+        self.seen = Some((Arc::clone(object), Arc::clone(&status)));
+        status
     }
 
     /// True when that is news.

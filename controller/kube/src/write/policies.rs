@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use fw_intake::Id;
+use fw_intake::{Compact, Id};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use serde_json::Value;
@@ -90,7 +90,7 @@ struct Desk<'a> {
     /// What was compared last.
     compared: BTreeMap<Id, (Arc<Object>, Arc<PolicyReport>)>,
     /// What the API server answered: it holds until the watch shows something newer than the object of then.
-    answers: BTreeMap<Id, (Arc<Object>, Value)>,
+    answers: BTreeMap<Id, (Arc<Object>, Compact)>,
     /// When addresses were written last.
     addresses: BTreeMap<Id, Instant>,
     /// While the API server is away: failures in a row, and until when nothing is sent.
@@ -257,7 +257,7 @@ impl<'a> Desk<'a> {
             _ => Some(Difference::Times),
         };
         let observed = self.observed(id, object);
-        let merged = merge(policy, observed, &voice.name, &self.present, due, Timestamp::now());
+        let merged = merge(policy, &observed, &voice.name, &self.present, due, Timestamp::now());
         for name in &merged.strangers {
             if self.strangers.len() < MAX_STRANGERS {
                 self.strangers.entry(name.clone()).or_insert(now);
@@ -270,9 +270,9 @@ impl<'a> Desk<'a> {
         (merged, wait.map(|wait| last.unwrap_or(now) + wait))
     }
 
-    fn observed<'s>(&'s self, id: &Id, object: &'s Arc<Object>) -> &'s Value {
+    fn observed(&self, id: &Id, object: &Arc<Object>) -> Value {
         let answer = self.answers.get(id).filter(|(before, _)| Arc::ptr_eq(before, object));
-        answer.map_or(&object.status, |(_, status)| status)
+        answer.map_or(&object.status, |(_, status)| status).tree()
     }
 
     fn settle(&mut self, (id, object, result): Outcome) {
@@ -284,7 +284,7 @@ impl<'a> Desk<'a> {
                 if self.away.take().is_some() {
                     info!("the API server takes statuses again");
                 }
-                self.answers.insert(id.clone(), (Arc::clone(&object), status));
+                self.answers.insert(id.clone(), (Arc::clone(&object), status.into()));
                 if self.is_kept(&id, &object) {
                     self.queue.done(&id, now);
                 } else {
@@ -324,7 +324,7 @@ impl<'a> Desk<'a> {
     fn is_kept(&self, id: &Id, object: &Arc<Object>) -> bool {
         let (Some(voice), Some((_, policy))) = (&self.voice, self.compared.get(id)) else { return true };
         let observed = self.observed(id, object);
-        let merged = merge(policy, observed, &voice.name, &self.present, None, Timestamp::now());
+        let merged = merge(policy, &observed, &voice.name, &self.present, None, Timestamp::now());
         merged.apply.is_none()
     }
 }

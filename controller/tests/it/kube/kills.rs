@@ -122,7 +122,7 @@ fn desired(cluster: &Cluster) -> Result<Ruleset> {
         list(cluster, FIREWALLS, ours("Firewall"))?,
         list(cluster, "/api/v1/services", ("v1", "Service"))?,
     ];
-    let manifest = |body| Manifest { source: "API-server".to_owned(), line: 0, body };
+    let manifest = |body: Value| Manifest { source: "API-server".to_owned(), line: 0, body: body.into() };
     let manifests: Vec<Manifest> = objects.into_iter().flatten().map(manifest).collect();
     let judged = intake(&Objects::new(&manifests), &HostFacts::default());
     Ok(compile(&judged.set, DEFAULT_CELL_LIMIT).ruleset)

@@ -1,0 +1,6 @@
+//! Intrusion detection: a real suricata on an interface of the firewall, and sockets and logs that misbehave.
+
+mod alerts;
+mod field;
+mod real;
+mod socket;
