@@ -119,7 +119,16 @@ fn attempt(options: ReadOptions) -> Result<Option<Figures>, SocketError> {
     dump(&mut socket, message::GET_CHAIN, |_| {}, |family, message| reader.chain(family, message))?;
     let select = |w: &mut Writer<'_>| CounterView::select_all(w);
     dump(&mut socket, message::GET_OBJECT, select, |family, message| reader.counter(family, message))?;
-    dump(&mut socket, message::GET_RULE, |_| {}, |family, message| reader.rule(family, message))?;
+    // Chain by chain: of one dump of them all each datagram goes on by counting rules from the very first.
+    let chains: Vec<ChainKey> = reader.chains.keys().cloned().collect();
+    for (family, table, chain) in &chains {
+        let head = Head { family: *family, ..head(message::GET_RULE, flag::DUMP) };
+        let each = |message: &Message<'_>| {
+            reader.rule(*family, message);
+            Ok(())
+        };
+        socket.request(head, |w| RuleView::select(w, table, chain), each)?;
+    }
     let same = generation(&mut socket)? == before;
     match reader.failure.take() {
         // What a rule names was gone, or changed: an answer of another generation.

@@ -155,6 +155,12 @@ impl<'a> RuleView<'a> {
         })
     }
 
+    /// Writes what selects the rules of one chain in a GET_RULE dump.
+    pub fn select(w: &mut Writer<'_>, table: &[u8], chain: &[u8]) {
+        w.bytes(1, &terminated(table));
+        w.bytes(2, &terminated(chain));
+    }
+
     /// Its expressions in order, decoded one by one.
     pub fn exprs(&self) -> impl Iterator<Item = Result<Expr, DecodeError>> + use<'a> {
         self.exprs.map(|attr| Expr::decode(attr?))
