@@ -3,6 +3,8 @@
 CARGO ?= cargo
 # What the tests, the lab and the benchmarks run beside ours; package names are Debian's.
 PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
+# promtool, which knows how metrics must look.
+PACKAGES += prometheus
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
 # promtool, which judges what is exported.

@@ -15,7 +15,7 @@ use fw_kube::{Credentials, Report};
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
@@ -34,7 +34,7 @@ use crate::source::{Groups, Source, files};
 use crate::state::Identity;
 use crate::status::Identification;
 use crate::telemetry::chain;
-use crate::{addresses, cluster, fault, ids, metrics, names, report};
+use crate::{addresses, cluster, droptailer, fault, ids, metrics, names, report};
 
 /// How long the reconciler may take to put its pen down.
 const STOP: Duration = Duration::from_secs(10);
@@ -71,13 +71,15 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         bpf_dir: args.bpf_dir.clone(),
         state_dir: record.state.is_some().then(|| args.state_dir.clone()),
     };
+    let followers = names::Followers::default();
     let is_first_start = names::is_first_start(&options);
-    let (names, path) = names::start(options, problems.clone());
+    let (names, path) = names::start(options, problems.clone(), followers.clone());
     let reconciler =
         Reconciler::start(Box::new(kernel), host, Box::new(memory), path, remembered, Instant::now());
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let parts = Parts { reconciler, names, is_first_start, problems, port, features, kept, record };
+    let parts =
+        Parts { reconciler, names, followers, is_first_start, problems, port, features, kept, record };
     let result = runtime.block_on(serve(&args, parts));
     runtime.shutdown_background();
     persister.stop();
@@ -88,6 +90,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
 struct Parts {
     reconciler: Reconciler,
     names: names::Handle,
+    followers: names::Followers,
     is_first_start: bool,
     problems: Problems,
     port: u32,
@@ -97,7 +100,17 @@ struct Parts {
 }
 
 async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
-    let Parts { reconciler, names, is_first_start, problems, port, features: kernel, kept, record } = parts;
+    let Parts {
+        reconciler,
+        names,
+        followers,
+        is_first_start,
+        problems,
+        port,
+        features: kernel,
+        kept,
+        record,
+    } = parts;
     let (view, mut views) = watch::channel(Arc::new(View::default()));
     let (addresses, wanted_addresses) = watch::channel(None);
     let counter_interval = Duration::from_secs(args.counter_interval.into());
@@ -106,7 +119,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     watch_table(port, jobs.clone());
 
     let heir = is_first_start.then(|| names.clone());
-    let (source, reports) = source(args, kept, heir, &problems);
+    let (source, reports, api) = source(args, kept, heir, &problems);
     let firewall = args.firewall_name.clone().unwrap_or_else(host_name);
     let identification = Identification { firewall, source: source.describe(), kernel };
     let rescan = Arc::new(Notify::new());
@@ -124,6 +137,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
         ids::Handle::default()
     };
     let server = Server {
+        api,
         view: views.clone(),
         jobs: jobs.clone(),
         names,
@@ -131,6 +145,9 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
         identification,
         problems: problems.clone(),
         counters: Counters::default(),
+        followers,
+        enricher: Arc::default(),
+        enriching: Arc::new(Semaphore::new(1)),
     };
     let server = Arc::new(server);
     if let Some(address) = args.metrics_addr {
@@ -154,7 +171,7 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
             changed = latest.changed() => {
                 // The source ends only with an error, which its own arm shows.
                 if changed.is_ok() && let Some(snapshot) = latest.borrow_and_update().clone() {
-                    jobs.send(Job::Objects(snapshot)).context("the reconciler has stopped")?;
+                    jobs.send(Job::Objects(snapshot, Instant::now())).context("the reconciler has stopped")?;
                 }
             }
             ended = &mut source => {
@@ -185,26 +202,32 @@ async fn serve(args: &RunArgs, parts: Parts) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whom to tell what became of objects, if anybody.
+type ReportSender = Option<watch::Sender<Arc<Report>>>;
+
 /// Where objects come from, and whom to tell what became of them. `heir` learns what a controller before ours has learned.
 fn source(
     args: &RunArgs,
     kept: Groups,
     heir: Option<names::Handle>,
     problems: &Problems,
-) -> (Box<dyn Source>, Option<watch::Sender<Arc<Report>>>) {
+) -> (Box<dyn Source>, ReportSender, Option<cluster::Api>) {
     if let Some(manifests) = &args.manifests {
-        return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None);
+        return (Box::new(ManifestDirectory::new(manifests.clone(), &kept)), None, None);
     }
     let credentials = Credentials::find(args.kubeconfig.as_deref());
     let description = format!("API server of {}", credentials.describe());
-    let Handle { cluster, relist, report } = cluster::start(credentials, heir, problems.clone());
-    (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report))
+    let Handle { cluster, relist, report, figures } = cluster::start(credentials, heir, problems.clone());
+    let places =
+        droptailer::Places { hosts: args.hosts_file.clone(), directory: args.droptailer_dir.clone() };
+    tokio::spawn(droptailer::keep(places, cluster.clone(), problems.clone()));
+    let api = cluster::Api { cluster: cluster.clone(), figures };
+    (Box::new(ApiServer::new(description, cluster, relist, kept, problems.clone())), Some(report), Some(api))
 }
 
 fn say_what_is_ignored(args: &RunArgs) {
-    let flags = [("--hosts-file", args.hosts_file.is_some())];
-    for (flag, _) in flags.iter().filter(|(_, given)| *given) {
-        warn!("{flag} is taken for compatibility and has no effect in this version");
+    if args.manifests.is_some() && args.hosts_file.is_some() {
+        warn!("--hosts-file has no effect without an API server");
     }
 }
 

@@ -30,6 +30,17 @@ pub(crate) struct Handle {
     pub(crate) relist: Arc<Notify>,
     /// What there is to say.
     pub(crate) report: watch::Sender<Arc<Report>>,
+    /// What writing counts.
+    pub(crate) figures: Arc<WriteFigures>,
+}
+
+/// Figures of the conversation with the API server.
+#[derive(Clone, Debug)]
+pub struct Api {
+    /// All watched objects, with what their watches counted.
+    pub cluster: watch::Receiver<Arc<Cluster>>,
+    /// What writing counts.
+    pub figures: Arc<WriteFigures>,
 }
 
 /// Starts the thread; it ends with the process. `heir`: who learns what the controller written in Go has learned.
@@ -37,7 +48,9 @@ pub(crate) fn start(credentials: Credentials, heir: Option<names::Handle>, probl
     let (objects, cluster) = watch::channel(Arc::default());
     let (report, reports) = watch::channel(Arc::default());
     let relist = Arc::new(Notify::new());
-    let parts = Parts { connection: Connection::new(credentials), reports, problems };
+    let figures = Arc::new(WriteFigures::default());
+    let parts =
+        Parts { connection: Connection::new(credentials), reports, problems, figures: Arc::clone(&figures) };
     let (relisted, watched) = (Arc::clone(&relist), cluster.clone());
     std::thread::spawn(move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(async {
@@ -50,20 +63,20 @@ pub(crate) fn start(credentials: Credentials, heir: Option<names::Handle>, probl
         }),
         Err(error) => error!("no runtime for the API server, nothing of it is followed: {error}"),
     });
-    Handle { cluster, relist, report }
+    Handle { cluster, relist, report, figures }
 }
 
 struct Parts {
     connection: Connection,
     reports: watch::Receiver<Arc<Report>>,
     problems: Problems,
+    figures: Arc<WriteFigures>,
 }
 
 impl Parts {
     /// Everything beside the watches, each for itself.
     fn start(self, cluster: watch::Receiver<Arc<Cluster>>) {
-        let Self { connection, reports, problems } = self;
-        let figures = Arc::new(WriteFigures::default());
+        let Self { connection, reports, problems, figures } = self;
         let (own, wanted) = watch::channel(None);
         let (told, owned) = watch::channel(Owned::default());
         tokio::spawn(owned::own(connection.client(), wanted, told, Pace::default()));

@@ -12,6 +12,8 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/firewall-controller";
 /// Where the eBPF programs and maps are pinned. The service has a bpffs mounted at the folder above, so that the sandboxed
 /// controller need not mount one, here or for its self-test beside it.
 pub const DEFAULT_BPF_DIR: &str = "/run/firewall-controller/bpf/pins";
+/// Where the droptailer client looks for its certificate.
+pub const DEFAULT_DROPTAILER_DIR: &str = "/etc/droptailer-client";
 /// Where the running controller is asked.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/firewall-controller/control.sock";
 /// Where suricata is asked, as Debian configures it.
@@ -218,9 +220,12 @@ pub struct RunArgs {
     /// Suricata's log of events (`eve-log`, filetype `regular`); only its alerts are read.
     #[arg(long, value_name = "FILE", default_value = DEFAULT_SURICATA_LOG, hide_short_help = true)]
     pub suricata_log: PathBuf,
-    /// Taken for the sake of unit files that pass it; says so in the log and does nothing.
-    #[arg(long, value_name = "FILE", hide_short_help = true)]
+    /// Hosts file in which the address of the droptailer Pod is kept as `droptailer`; other lines stay. Not given: none.
+    #[arg(long, value_name = "FILE")]
     pub hosts_file: Option<PathBuf>,
+    /// Directory into which the Secret droptailer-client is written, for the droptailer client of this machine.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_DROPTAILER_DIR)]
+    pub droptailer_dir: PathBuf,
 }
 
 /// `check`

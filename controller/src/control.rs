@@ -10,6 +10,9 @@
 //! {"request": "legend"}                       rules and the objects they come from
 //! {"request": "flush"}                        remove the table, stay up
 //! {"request": "undo-flush"}                   enforce again
+//! {"request": "metrics"}                      what `/metrics` shows, as text
+//! {"request": "enrich", "packets": […]}       which rule decided on packets, and why ([`fw_droptailer::control`])
+//! {"request": "follow-early-drops"}           packets that eBPF programs drop, from now on, a line each
 //! ```
 //!
 //! Requests, connections and waiting times are bounded; what passes a bound is refused and counted.
@@ -23,29 +26,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
+use fw_droptailer::control::{MOST_PACKETS, Question};
 use fw_ruleset::Ruleset;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
+use crate::cluster::Api;
+use crate::enrich::{self, Enricher};
 use crate::explain::explain;
 use crate::ids;
-use crate::names;
 use crate::packet_text;
 use crate::problems::Problems;
 use crate::published::Key;
 use crate::reconcile::View;
 use crate::reconcile::worker::Job;
 use crate::status::{self, Identification};
+use crate::{metrics, names};
+
+use lines::{Line, Lines, MAX_PACKETS, MAX_REQUEST};
 
 pub mod client;
+mod lines;
 
-/// Longest request, in bytes.
-const MAX_REQUEST: u64 = 4096;
 /// Connections at one time.
 const MAX_CONNECTIONS: usize = 32;
 /// For a request to arrive, and for its answer to be taken.
@@ -54,6 +62,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const COUNTERS: Duration = Duration::from_secs(2);
 /// For the table to be removed or made again.
 const FLUSH: Duration = Duration::from_secs(60);
+/// For the packets of others to be looked at.
+const ENRICH: Duration = Duration::from_secs(5);
+/// How often a follower is told what it has lost, when nothing else comes.
+const LOSSES: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed, for want of descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -82,6 +94,16 @@ pub enum Request {
     Flush,
     /// Enforce again.
     UndoFlush,
+    /// The metrics, as text.
+    Metrics,
+    /// Why packets were dropped or accepted.
+    Enrich {
+        /// At most [`MOST_PACKETS`].
+        packets: Vec<Question>,
+    },
+    /// Packets that eBPF programs drop, from now on: the connection becomes a stream of
+    /// [`fw_droptailer::control::Followed`].
+    FollowEarlyDrops,
 }
 
 /// An answer.
@@ -117,6 +139,8 @@ pub fn legend(ruleset: &Ruleset) -> Vec<LegendEntry> {
 
 /// Answers requests.
 pub struct Server {
+    /// What an API server is asked and told, where objects come from one.
+    pub api: Option<Api>,
     /// The latest state.
     pub view: watch::Receiver<Arc<View>>,
     /// The reconciler.
@@ -131,6 +155,12 @@ pub struct Server {
     pub problems: Problems,
     /// Figures.
     pub counters: Counters,
+    /// Who is told of early drops.
+    pub followers: names::Followers,
+    /// Answers what droptailer asks.
+    pub enricher: Arc<Enricher>,
+    /// Held by who computes answers to it: one at a time, off this thread.
+    pub enriching: Arc<Semaphore>,
 }
 
 /// What the socket counts.
@@ -143,6 +173,10 @@ pub struct Counters {
     refused_connections: AtomicU64,
     /// Connections that could not be accepted.
     accept_errors: AtomicU64,
+    /// Connections there are.
+    connections: AtomicU64,
+    /// Followers beyond the bound.
+    refused_followers: AtomicU64,
 }
 
 impl Counters {
@@ -153,6 +187,8 @@ impl Counters {
             "badRequests": read(&self.bad_requests),
             "refusedConnections": read(&self.refused_connections),
             "acceptErrors": read(&self.accept_errors),
+            "connections": read(&self.connections), "maxConnections": MAX_CONNECTIONS,
+            "refusedFollowers": read(&self.refused_followers),
         })
     }
 }
@@ -216,10 +252,12 @@ pub async fn serve(socket: &Listening, server: Arc<Server>) {
             continue;
         };
         let server = Arc::clone(&server);
+        server.counters.connections.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
             if let Err(error) = server.converse(stream).await {
                 debug!("control socket: {error}");
             }
+            server.counters.connections.fetch_sub(1, Ordering::Relaxed);
             drop(place);
         });
     }
@@ -228,44 +266,78 @@ pub async fn serve(socket: &Listening, server: Arc<Server>) {
 impl Server {
     async fn converse(&self, mut stream: UnixStream) -> io::Result<()> {
         let (reader, mut writer) = stream.split();
-        let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+        let mut lines = Lines::new(reader);
         loop {
-            let mut line = Vec::new();
-            let read = timeout(PATIENCE, reader.read_until(b'\n', &mut line)).await;
-            let Ok(read) = read else {
+            let Ok(line) = timeout(PATIENCE, lines.next()).await else {
                 self.counters.bad_requests.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             };
-            if read? == 0 {
-                return Ok(());
-            }
-            let complete = line.ends_with(b"\n");
-            let response = if complete || reader.get_ref().limit() > 0 {
-                self.respond(&line).await
-            } else {
-                self.bad_request(format!("a request has at most {MAX_REQUEST} bytes"))
+            let Some(line) = line? else { return Ok(()) };
+            let response = match self.read(&line) {
+                Ok(Request::FollowEarlyDrops) => match self.followers.join() {
+                    Some(follower) => return self.follow(follower, lines, writer).await,
+                    None => {
+                        self.counters.refused_followers.fetch_add(1, Ordering::Relaxed);
+                        Response::Error("there are too many followers".to_owned())
+                    }
+                },
+                Ok(request) => self.respond(request).await,
+                Err(error) => {
+                    self.counters.bad_requests.fetch_add(1, Ordering::Relaxed);
+                    Response::Error(error)
+                }
             };
-            let mut answer = serde_json::to_vec(&response)?;
-            answer.push(b'\n');
-            timeout(PATIENCE, writer.write_all(&answer)).await??;
-            if !complete {
+            write(&mut writer, &response).await?;
+            if !line.is_complete {
                 return Ok(());
             }
-            reader.get_mut().set_limit(MAX_REQUEST);
         }
     }
 
-    fn bad_request(&self, error: String) -> Response {
-        self.counters.bad_requests.fetch_add(1, Ordering::Relaxed);
-        Response::Error(error)
+    /// Says what comes until either side ends.
+    async fn follow(
+        &self,
+        mut follower: names::followers::Follower,
+        mut lines: Lines<ReadHalf<'_>>,
+        mut writer: WriteHalf<'_>,
+    ) -> io::Result<()> {
+        write(&mut writer, &Response::Result(Value::Null)).await?;
+        let mut ended = std::pin::pin!(lines.ended());
+        let mut losses = tokio::time::interval(LOSSES);
+        loop {
+            let next = tokio::select! {
+                next = follower.next() => match next {
+                    Some(next) => Some(next),
+                    None => return Ok(()),
+                },
+                _ = losses.tick() => follower.take_lost(),
+                () = &mut ended => return Ok(()),
+            };
+            if let Some(next) = next {
+                write(&mut writer, &next).await?;
+            }
+        }
     }
 
-    async fn respond(&self, line: &[u8]) -> Response {
+    /// Only a request with packets may be longer than the others.
+    fn read(&self, line: &Line) -> Result<Request, String> {
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let request = match serde_json::from_slice(line) {
-            Ok(request) => request,
-            Err(error) => return self.bad_request(format!("the request was not understood: {error}")),
-        };
+        if line.is_too_long() {
+            return Err(format!("a request has at most {MAX_REQUEST} bytes, one with packets {MAX_PACKETS}"));
+        }
+        let request = serde_json::from_slice(&line.bytes);
+        if line.is_long() && !matches!(request, Ok(Request::Enrich { .. })) {
+            return Err(format!("a request has at most {MAX_REQUEST} bytes, one with packets {MAX_PACKETS}"));
+        }
+        match request {
+            Ok(Request::Enrich { packets }) if packets.len() > MOST_PACKETS => {
+                Err(format!("a request has at most {MOST_PACKETS} packets"))
+            }
+            request => request.map_err(|error| format!("the request was not understood: {error}")),
+        }
+    }
+
+    async fn respond(&self, request: Request) -> Response {
         let result = match request {
             Request::Status => Ok(self.status().await),
             Request::Findings => {
@@ -280,6 +352,10 @@ impl Server {
             }
             Request::Flush => self.flush().await,
             Request::UndoFlush => self.ask(FLUSH, Job::UndoFlush).await.map(|()| Value::Null),
+            Request::Metrics => self.metrics().await.map(Value::String),
+            Request::Enrich { packets } => self.enrich(packets).await,
+            // It takes the whole connection, which is not here.
+            Request::FollowEarlyDrops => Err("it cannot be followed here".to_owned()),
         };
         result.map_or_else(Response::Error, Response::Result)
     }
@@ -327,6 +403,42 @@ impl Server {
         to_value(&answer)
     }
 
+    /// What `/metrics` shows.
+    pub(crate) async fn metrics(&self) -> Result<String, String> {
+        let status = self.status().await;
+        let figures = metrics::Figures {
+            status: &status,
+            view: &self.latest(),
+            problems: &self.problems,
+            enricher: &self.enricher.figures(),
+            api: self.api.as_ref(),
+        };
+        metrics::text(&figures).map_err(|error| error.to_string())
+    }
+
+    /// Computed on another thread, one request at a time: everything else on this one goes on meanwhile.
+    async fn enrich(&self, packets: Vec<Question>) -> Result<Value, String> {
+        let view = self.latest();
+        let Some(judged) = view.enforced.clone() else {
+            return Err("what is in force was not compiled here yet".to_owned());
+        };
+        let told = self.names.tell(packets.iter().map(enrich::asked).collect()).await;
+        let busy = || "too many packets are asked about".to_owned();
+        let place = timeout(ENRICH, Arc::clone(&self.enriching).acquire_owned()).await;
+        let place = place.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let enricher = Arc::clone(&self.enricher);
+        let work = tokio::task::spawn_blocking(move || {
+            let answers = enricher.answer(&judged, &packets, &told);
+            drop(place);
+            answers
+        });
+        match timeout(ENRICH, work).await {
+            Ok(Ok(answers)) => to_value(&answers),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(busy()),
+        }
+    }
+
     async fn flush(&self) -> Result<Value, String> {
         self.ask(FLUSH, Job::Flush).await?.map(|()| Value::Null)
     }
@@ -344,6 +456,12 @@ impl Server {
             Err(_) => Err(format!("the kernel was busy for more than {} s", patience.as_secs())),
         }
     }
+}
+
+async fn write<T: Serialize>(writer: &mut WriteHalf<'_>, value: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    timeout(PATIENCE, writer.write_all(&line)).await?
 }
 
 /// Adds to each name how many connections its entries have let through: counters stand with policy and selector, so

@@ -2,10 +2,12 @@
 
 pub mod addresses;
 pub mod app;
-mod cluster;
+pub mod cluster;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod droptailer;
+pub mod enrich;
 pub mod explain;
 pub mod fault;
 mod findings;

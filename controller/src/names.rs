@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fw_names::Name;
-use fw_policy::{Fastpath, IfName, Inside, Learned, Packet, PolicySet};
+use fw_policy::{Fastpath, IfName, Inside, Learned, Packet, PolicySet, Protocol};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -32,6 +32,7 @@ pub mod sets;
 mod decider;
 mod early;
 mod encrypted;
+pub mod followers;
 mod journal;
 mod keeper;
 mod links;
@@ -41,12 +42,16 @@ mod show;
 mod site;
 mod thread;
 
+pub use followers::Followers;
 pub use journal::remove as remove_journal;
 pub use programs::remove as remove_programs;
 
 /// How long the reconciler waits for the thread of names. It is busy for longer only when something is wrong, and the
 /// rules do not wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a packet in a log waits for its name.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -75,6 +80,8 @@ pub(crate) enum Command {
     Show(Question, oneshot::Sender<Value>),
     /// What is known of a packet.
     Known(Packet, oneshot::Sender<Known>),
+    /// What is known of the addresses of packets, in their order.
+    Tell(Vec<Asked>, oneshot::Sender<Vec<Told>>),
     /// See [`Handle::inherit`].
     Inherit(Vec<Inherited>),
 }
@@ -106,6 +113,28 @@ pub struct Known {
     pub names: Vec<String>,
     /// Where the programs drop it, if they do.
     pub early: Option<EarlyDrop>,
+}
+
+/// A packet of which only the names are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Source.
+    pub source: IpAddr,
+    /// Destination.
+    pub destination: IpAddr,
+    /// Protocol and destination port, where there are.
+    pub service: Option<(Protocol, u16)>,
+}
+
+/// What is known of the addresses of a packet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Told {
+    /// The name last answered for the source.
+    pub source: Option<String>,
+    /// The name last answered for the destination.
+    pub destination: Option<String>,
+    /// The mark index by which a name allows the destination now.
+    pub index: Option<u32>,
 }
 
 /// An address of a name that another controller has learned.
@@ -153,6 +182,14 @@ impl Handle {
         tokio::time::timeout(PATIENCE, answer).await.ok().and_then(Result::ok).unwrap_or_default()
     }
 
+    /// What is known of the addresses of packets, in their order; nothing when the thread does not answer soon.
+    pub async fn tell(&self, asked: Vec<Asked>) -> Vec<Told> {
+        let nothing = vec![Told::default(); asked.len()];
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command::Tell(asked, reply)).ok();
+        tokio::time::timeout(SOON, answer).await.ok().and_then(Result::ok).unwrap_or(nothing)
+    }
+
     /// Learns what another controller has learned, as if from a journal; not about names that are known already.
     pub fn inherit(&self, inherited: Vec<Inherited>) {
         self.commands.send(Command::Inherit(inherited)).ok();
@@ -174,7 +211,7 @@ pub fn is_first_start(options: &Options) -> bool {
 }
 
 /// Starts the thread.
-pub fn start(options: Options, problems: Problems) -> (Handle, Box<dyn NamePath>) {
+pub fn start(options: Options, problems: Problems, followers: Followers) -> (Handle, Box<dyn NamePath>) {
     let (commands, orders) = mpsc::unbounded_channel();
     let indexes = Arc::new(Mutex::new(BTreeSet::new()));
     let path = Path {
@@ -185,7 +222,7 @@ pub fn start(options: Options, problems: Problems) -> (Handle, Box<dyn NamePath>
     };
     std::thread::Builder::new()
         .name("names".to_owned())
-        .spawn(move || thread::run(options, orders, indexes, problems))
+        .spawn(move || thread::run(options, orders, indexes, problems, followers))
         .inspect_err(|error| error!("no thread for names: {error}; names open nothing"))
         .ok();
     (Handle { commands }, Box::new(path))

@@ -29,6 +29,12 @@ impl Problems {
         self.set(part, Vec::new());
     }
 
+    /// How many each part has that ever had one.
+    pub fn by_part(&self) -> BTreeMap<&'static str, usize> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(part, lines)| (*part, lines.len())).collect()
+    }
+
     /// All of them.
     pub fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).values().flatten().cloned().collect()

@@ -24,6 +24,7 @@ use figures::Figures;
 use held::{Held, remakes};
 pub use names::{ARMED_MS, Installation, NamePath, NoNames, Prepared};
 pub use stored::{KernelRecord, Memory, Remembered, StoredSnapshot};
+pub use timing::{Durations, Timing};
 pub use view::{Basis, DryRun, Judged, State, Tally, View};
 
 mod apply;
@@ -32,6 +33,7 @@ mod held;
 mod names;
 mod start;
 mod stored;
+mod timing;
 mod view;
 pub mod worker;
 
@@ -137,6 +139,7 @@ impl Reconciler {
     /// Takes a source's snapshot.
     pub fn objects(&mut self, snapshot: Arc<Snapshot>, now: Instant) {
         self.view.source = snapshot.counters;
+        self.view.objects_read = Some(SystemTime::now());
         self.snapshot = Some(snapshot);
         self.reconcile(now);
     }
@@ -144,6 +147,7 @@ impl Reconciler {
     /// Makes the kernel hold what the objects mean.
     pub fn reconcile(&mut self, now: Instant) {
         let Some(snapshot) = self.snapshot.clone() else { return };
+        let began = Instant::now();
         if self.held.is_none()
             && let Err(error) = self.read()
         {
@@ -168,10 +172,30 @@ impl Reconciler {
             return;
         }
         self.converge(judged, basis, now);
+        self.note_time(began.elapsed());
         self.view.waiting_for.clone_from(&snapshot.note);
         if snapshot.fresh && self.backoff.is_none() {
             self.last.settle();
             self.remember(&snapshot);
+        }
+    }
+
+    fn note_time(&mut self, took: Duration) {
+        let timing = &mut self.view.timing;
+        if self.backoff.is_some() {
+            timing.refused.record(took);
+        } else if self.view.dry_run.is_some() {
+            timing.dry_run.record(took);
+        } else {
+            timing.applied.record(took);
+        }
+    }
+
+    /// Notes how long objects have waited until they were enforced; not where they are not.
+    pub fn note_lag(&mut self, given: Instant) {
+        let is_current = self.view.state == State::Enforcing(Basis::Current);
+        if is_current && self.backoff.is_none() {
+            self.view.timing.lag.record(given.elapsed());
         }
     }
 

@@ -5,7 +5,7 @@ use crate::packet::Address;
 
 /// Version of all that is laid out here. A loader adopts pinned maps of this version only; raise it with every change
 /// of a key, a value or the meaning of either.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 /// Steps of an [`Allow`].
 pub const STEPS: usize = 4;
 /// Cells of one [`Class`] slot.
@@ -130,8 +130,10 @@ pub mod counter {
     pub const TCX: u32 = 4;
     /// Dropped packets of which no sample was sent: above the rate, or the ring was full.
     pub const UNSAMPLED: u32 = 8;
+    /// Of these, those that found the ring full.
+    pub const RING_FULL: u32 = 9;
     /// Slots in all.
-    pub const SLOTS: u32 = 9;
+    pub const SLOTS: u32 = 10;
 }
 
 /// Helpers that do not exist, which the programs call; the loader puts something else in their place.

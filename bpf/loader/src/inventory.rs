@@ -17,6 +17,8 @@ pub struct Drops {
     pub tcx: [u64; Reason::ALL.len()],
     /// Of these, those of which no sample was sent.
     pub unsampled: u64,
+    /// Of those, the samples that found the ring full; the others were above the rate.
+    pub ring_full: u64,
 }
 
 impl Drops {
@@ -48,7 +50,9 @@ pub(crate) fn drops(map: &OwnedFd) -> Result<Drops, Error> {
         sys::lookup(map, &slot, &mut values).context(|| "reading the map DROPS".to_owned())?;
         Ok(values.iter().fold(0, |sum, value| sum.wrapping_add(*value)))
     };
-    let mut drops = Drops { unsampled: sum(counter::UNSAMPLED)?, ..Drops::default() };
+    // A packet counts in its reason first, then here: read the other way round these are never more than those.
+    let ring_full = sum(counter::RING_FULL)?;
+    let mut drops = Drops { ring_full, unsampled: sum(counter::UNSAMPLED)?, ..Drops::default() };
     for ((reason, xdp), tcx) in Reason::ALL.into_iter().zip(&mut drops.xdp).zip(&mut drops.tcx) {
         *xdp = sum(counter::XDP + reason as u32)?;
         *tcx = sum(counter::TCX + reason as u32)?;

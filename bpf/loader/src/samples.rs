@@ -1,16 +1,19 @@
 //! Samples of dropped packets.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use aya::maps::{MapData, RingBuf};
 use fw_bpf_common::Sample;
 
-use crate::error::Error;
+use crate::error::{Context as _, Error};
+use crate::inventory::{self, Drops};
+use crate::sys;
 
 /// Reads the ring of samples; one reader at a time. The descriptor is readable when samples are there.
 pub struct Samples {
     ring: RingBuf<MapData>,
+    drops: OwnedFd,
 }
 
 impl std::fmt::Debug for Samples {
@@ -24,7 +27,16 @@ impl Samples {
         let failed = |error: aya::maps::MapError| Error::Load(Box::new(error));
         let data = MapData::from_pin(maps.join("SAMPLES")).map_err(failed)?;
         let ring = RingBuf::try_from(aya::maps::Map::RingBuf(data)).map_err(failed)?;
-        Ok(Self { ring })
+        let drops = sys::get(&maps.join("DROPS")).context(|| "opening the map DROPS".to_owned())?;
+        Ok(Self { ring, drops })
+    }
+
+    /// Dropped packets, with those of which no sample is here.
+    ///
+    /// # Errors
+    /// Failed calls.
+    pub fn drops(&self) -> Result<Drops, Error> {
+        inventory::drops(&self.drops)
     }
 
     /// The oldest sample that was not read yet.

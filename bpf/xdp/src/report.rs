@@ -60,7 +60,10 @@ fn within_rate(now: u64) -> bool {
 
 #[inline(always)]
 fn send(now: u64, dropped: &Dropped, read: impl Fn(*mut u8, u32) -> bool) -> bool {
-    let Some(mut entry) = SAMPLES.reserve(0) else { return false };
+    let Some(mut entry) = SAMPLES.reserve(0) else {
+        count(counter::RING_FULL);
+        return false;
+    };
     let filled = if dropped.length < Sample::HEAD as u32 { dropped.length } else { Sample::HEAD as u32 };
     // Ring memory holds what was there before; all of it is written, so that no sample shows another one's bytes.
     let sample = entry.write(Sample {

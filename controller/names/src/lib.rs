@@ -12,6 +12,7 @@ pub mod journal;
 pub mod learner;
 pub mod matcher;
 pub mod name;
+pub mod reverse;
 pub mod table;
 pub mod ttl;
 
@@ -27,4 +28,5 @@ pub use judge::Refusal;
 pub use learner::{Learner, Lesson};
 pub use matcher::Matcher;
 pub use name::Name;
+pub use reverse::Reverse;
 pub use table::Table;

@@ -8,6 +8,7 @@ pub mod comment;
 mod decide;
 mod dns;
 mod fqdn;
+pub mod hint;
 mod model;
 mod names;
 mod origin;

@@ -248,14 +248,27 @@ impl Run<'_> {
     }
 }
 
-/// The data of the element that holds a key: itself, as a range, or as a box.
+/// The data of the element that holds a key: itself, as a range, or as a box. Keys that are alike stand together (see
+/// the order of [`Key`]), so that only boxes are looked at one by one.
 fn find_in<'a, T>(elements: &'a BTreeMap<Key, T>, values: &[Value]) -> Option<&'a T> {
     if let Some(data) = elements.get(&Key::Exact(values.to_vec())) {
         return Some(data);
     }
+    let boxes = Key::Box(Vec::new(), Vec::new());
+    if let [value] = values {
+        // Ranges of a set are disjoint: only the last one that begins at or before the value can hold it. After it in
+        // the order come those that begin later, and boxes.
+        let first_after = Key::Range(value.clone(), Value::Mark(u32::MAX));
+        let before = elements.range(..=first_after).next_back();
+        if let Some((Key::Range(first, last), data)) = before
+            && first <= value
+            && value <= last
+        {
+            return Some(data);
+        }
+    }
     let holds = |key: &Key| match key {
-        Key::Exact(_) => false,
-        Key::Range(first, last) => matches!(values, [value] if first <= value && value <= last),
+        Key::Exact(_) | Key::Range(..) => false,
         Key::Box(first, last) => {
             first.len() == values.len()
                 && values
@@ -264,7 +277,7 @@ fn find_in<'a, T>(elements: &'a BTreeMap<Key, T>, values: &[Value]) -> Option<&'
                     .all(|(value, (first, last))| first <= value && value <= last)
         }
     };
-    elements.iter().find(|(key, _)| holds(key)).map(|(_, data)| data)
+    elements.range(boxes..).find(|(key, _)| holds(key)).map(|(_, data)| data)
 }
 
 enum Step {

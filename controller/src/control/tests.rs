@@ -30,6 +30,7 @@ impl Served {
             ..View::default()
         };
         let server = Arc::new(Server {
+            api: None,
             names: crate::names::Handle::detached(),
             ids: crate::ids::Handle::default(),
             view: watch::channel(Arc::new(view)).1,
@@ -37,6 +38,9 @@ impl Served {
             identification: Identification { firewall: "fw1".to_owned(), ..Identification::default() },
             problems: Problems::default(),
             counters: Counters::default(),
+            followers: crate::names::Followers::default(),
+            enricher: Arc::default(),
+            enriching: Arc::new(Semaphore::new(1)),
         });
         server.problems.set("disk", vec!["disk full".to_owned()]);
         let listening = Listening::bind(&directory.path().join("control.sock")).unwrap();

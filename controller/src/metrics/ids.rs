@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Families, number, object};
+use super::families::{Families, number, object};
 
 impl Families {
     pub(super) fn ids(&mut self, ids: &Value) {

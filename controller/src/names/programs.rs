@@ -2,32 +2,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fw_bpf::{Datapath, Mode, Samples, Sizes};
+use fw_bpf::{Datapath, Mode, Sizes};
 use fw_bpf_common::{Allow, Cell, Config, Reason, Verdict, flag};
 use fw_names::Change;
 use fw_policy::{Encrypted, IfName, Protocol};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 use tracing::{info, warn};
 
 use super::clock::monotonic;
 use super::fastpath::{Attach, Port};
 use super::links;
-use super::samples::line;
+use super::{Followers, followers, samples};
 use crate::reconcile::Installation;
 use crate::telemetry::chain;
-
-/// How often the reader of samples looks whether it is still wanted, in milliseconds.
-const LOOK_UP: u16 = 1000;
 
 /// See the module.
 pub(super) struct Programs {
     pins: PathBuf,
+    followers: Followers,
     open: Option<Open>,
     /// Why they cannot be used here; asked once, since neither kernel nor rights change while we run.
     unavailable: Option<String>,
@@ -42,8 +37,8 @@ struct Open {
 }
 
 impl Programs {
-    pub(super) fn new(pins: PathBuf) -> Self {
-        Self { pins, open: None, unavailable: None }
+    pub(super) fn new(pins: PathBuf, followers: Followers) -> Self {
+        Self { pins, followers, open: None, unavailable: None }
     }
 
     /// Adopts what a process before this one left, or loads. `Err`: why it cannot be.
@@ -54,7 +49,7 @@ impl Programs {
         if let Some(why) = &self.unavailable {
             return Err(why.clone());
         }
-        match Self::load(&self.pins) {
+        match Self::load(&self.pins, &self.followers) {
             Ok(open) => {
                 self.open = Some(open);
                 Ok(())
@@ -68,7 +63,7 @@ impl Programs {
         }
     }
 
-    fn load(pins: &Path) -> Result<Open, String> {
+    fn load(pins: &Path, followers: &Followers) -> Result<Open, String> {
         if cfg!(feature = "fault-injection") && std::env::var_os("FW_WITHOUT_EBPF").is_some() {
             return Err("FW_WITHOUT_EBPF is set".to_owned());
         }
@@ -86,7 +81,7 @@ impl Programs {
         let samples = datapath.samples().map_err(|error| chain(&error));
         let alive = Arc::new(());
         match samples {
-            Ok(samples) => log_samples(samples, &alive),
+            Ok(samples) => samples::read(samples, followers.clone(), &alive),
             Err(why) => warn!("early drops will not be logged: {why}"),
         }
         Ok(Open { datapath, _alive: alive, config, attached: BTreeMap::new() })
@@ -260,6 +255,7 @@ impl Programs {
     pub(super) fn drops(&self) -> Value {
         let Some(open) = &self.open else { return Value::Null };
         let Ok(drops) = open.datapath.drops() else { return Value::Null };
+        let figures = self.followers.figures();
         let by_reason = |counts: &[u64]| -> BTreeMap<&'static str, u64> {
             Reason::ALL.iter().zip(counts).map(|(reason, count)| (reason_name(*reason), *count)).collect()
         };
@@ -268,6 +264,10 @@ impl Programs {
             "tcx": by_reason(&drops.tcx),
             "total": drops.total(),
             "notLogged": drops.unsampled,
+            "ringFull": drops.ring_full,
+            "samples": figures.samples,
+            "followers": figures.followers, "maxFollowers": followers::MAX_FOLLOWERS,
+            "lostByFollowers": figures.lost,
         })
     }
 
@@ -384,25 +384,6 @@ fn samples_per_second(rate: u32) -> u32 {
     }
     let cpus = std::thread::available_parallelism().map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(1));
     rate.div_ceil(cpus).max(1)
-}
-
-/// Logs the samples of dropped packets in the form of the drop log, on a thread of its own: answers do not wait for
-/// it. Ends soon after `open` is gone.
-fn log_samples(mut samples: Samples, open: &Arc<()>) {
-    let open = Arc::downgrade(open);
-    std::thread::spawn(move || {
-        while open.strong_count() > 0 {
-            let mut wait = [PollFd::new(samples.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut wait, LOOK_UP).is_err_and(|error| error != Errno::EINTR) {
-                return warn!("early drops are not logged any more");
-            }
-            while let Some(sample) = samples.next_sample() {
-                if let Some(line) = line(&sample) {
-                    info!(target: "drop", "{line}");
-                }
-            }
-        }
-    });
 }
 
 /// Removes what a controller left that does not run.

@@ -1,26 +1,92 @@
-//! A packet that was dropped early, as a line of the drop log.
+//! Packets that were dropped early: given to whoever follows, or else lines of the drop log.
 
-use std::time::SystemTime;
+use std::fmt::Write as _;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
 
+use fw_bpf::Samples;
 use fw_bpf_common::Sample;
+use fw_droptailer::control::EarlyDrop;
 use fw_droptailer::record::{Action, DropRecord, Logged};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+use tracing::{debug, info, warn};
 
+use super::Followers;
 use super::clock::{as_wall, monotonic};
+use crate::telemetry::chain;
+
+/// How often the reader looks whether it is still wanted, in milliseconds.
+const LOOK_UP: u16 = 1000;
+/// How often it looks what did not fit into the ring.
+const COUNT: Duration = Duration::from_secs(1);
 
 const ETHERNET: usize = 14;
 const TAG: usize = 4;
 /// 802.1Q, 802.1ad (QinQ).
 const TAGS: [u16; 2] = [0x8100, 0x88a8];
 
+/// Reads the samples of dropped packets on a thread of its own: answers do not wait for it. Ends soon after `open` is
+/// gone.
+pub(super) fn read(mut samples: Samples, followers: Followers, open: &Arc<()>) {
+    let open = Arc::downgrade(open);
+    std::thread::spawn(move || {
+        let mut counted: Option<Instant> = None;
+        while open.strong_count() > 0 {
+            let mut wait = [PollFd::new(samples.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut wait, LOOK_UP).is_err_and(|error| error != Errno::EINTR) {
+                return warn!("early drops are not logged any more");
+            }
+            while let Some(sample) = samples.next_sample() {
+                followers.count_sample();
+                pass_on(&sample, &followers);
+                if counted.is_none_or(|at| at.elapsed() >= COUNT) {
+                    break;
+                }
+            }
+            if counted.is_none_or(|at| at.elapsed() >= COUNT) {
+                counted = Some(Instant::now());
+                match samples.drops() {
+                    Ok(drops) => followers.ring_full(drops.ring_full),
+                    Err(error) => debug!("what did not fit into the ring is unknown: {}", chain(&error)),
+                }
+            }
+        }
+    });
+}
+
+fn pass_on(sample: &Sample, followers: &Followers) {
+    if followers.give(&early(sample)) {
+        return;
+    }
+    if let Some(line) = line(sample) {
+        info!(target: "drop", "{line}");
+    }
+}
+
+/// What a follower is told.
+fn early(sample: &Sample) -> EarlyDrop {
+    let mut frame = String::with_capacity(2 * Sample::HEAD);
+    for byte in filled(sample).unwrap_or_default() {
+        // Writing to a String cannot fail.
+        write!(frame, "{byte:02x}").ok();
+    }
+    let since = time_of(sample);
+    EarlyDrop {
+        ts_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX),
+        input: input(sample),
+        frame,
+        length: sample.length,
+    }
+}
+
 /// The line, with the key `WHERE` that the kernel's lines do not have. `None`: not an IP packet.
-pub(super) fn line(sample: &Sample) -> Option<String> {
-    let filled = usize::try_from(sample.filled).ok()?;
-    let frame = sample.head.get(..filled)?;
+fn line(sample: &Sample) -> Option<String> {
+    let frame = filled(sample)?;
     let packet = frame.get(network_header(frame)?..)?;
-    let input = nix::net::if_::if_indextoname(sample.ifindex)
-        .map_or_else(|_| format!("#{}", sample.ifindex), |name| name.to_string_lossy().into_owned());
-    let at = as_wall(sample.at_ns, monotonic(), SystemTime::now());
-    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = time_of(sample);
+    let input = input(sample);
     let mut record = DropRecord::new(&Logged {
         action: Action::Drop,
         time: (since.as_secs(), since.subsec_micros()),
@@ -32,6 +98,21 @@ pub(super) fn line(sample: &Sample) -> Option<String> {
     });
     record.add("WHERE", "early");
     Some(record.line())
+}
+
+fn filled(sample: &Sample) -> Option<&[u8]> {
+    sample.head.get(..usize::try_from(sample.filled).ok()?)
+}
+
+/// Since 1970.
+fn time_of(sample: &Sample) -> Duration {
+    let at = as_wall(sample.at_ns, monotonic(), SystemTime::now());
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+fn input(sample: &Sample) -> String {
+    nix::net::if_::if_indextoname(sample.ifindex)
+        .map_or_else(|_| format!("#{}", sample.ifindex), |name| name.to_string_lossy().into_owned())
 }
 
 fn network_header(frame: &[u8]) -> Option<usize> {
@@ -82,6 +163,16 @@ mod tests {
                 assert!(line.contains(part), "{part} in {line}");
             }
         }
+    }
+
+    #[test]
+    fn a_follower_is_told_the_first_bytes_and_the_time() {
+        let told = early(&sample(&frame(1)));
+        assert_eq!((told.input.as_str(), told.length), ("lo", 58));
+        assert!(told.frame.starts_with("02020202020202020202020281000005080045"), "{}", told.frame);
+        assert_eq!(told.frame.len(), 2 * 58);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(now.abs_diff(Duration::from_micros(told.ts_us)) < Duration::from_secs(60));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use fw_crds::FqdnAddresses;
 use fw_dns::config::Limits;
 use fw_dns::metrics::{Bound, Histogram, Metrics, Outcome, Spoof, Transport};
+use fw_names::Reverse;
 use fw_names::learner::NameView;
 use fw_policy::FqdnSelector;
 use serde_json::{Map, Value, json};
@@ -17,7 +18,7 @@ use super::clock::{as_wall, monotonic};
 use super::fastpath::Choice;
 use super::site::{DataPath, Site};
 use super::thread::Parts;
-use super::{Known, Question};
+use super::{Asked, Known, Question, Told};
 use crate::timestamp::rfc3339;
 
 /// Addresses of one name and family in a policy's state.
@@ -67,6 +68,7 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
             "longestName": sizes.longest_name, "maxAddressesPerName": sizes.max_addresses_per_name,
             "classes": sizes.classes, "maxClasses": sizes.max_classes,
         },
+        "reverse": reverse_figures(&site.reverse.borrow()),
         "counters": {
             "lessons": counters.lessons, "learned": counters.learned, "renewed": counters.renewed,
             "expired": counters.expired, "extended": counters.extended, "shortened": counters.shortened,
@@ -85,6 +87,14 @@ fn summary(site: &Site, proxy: Option<&RefCell<Option<Parts>>>, choice: &Choice)
         },
         "sharedAddresses": shared,
         "fqdnState": fqdn_state(site),
+    })
+}
+
+fn reverse_figures(reverse: &Reverse) -> Value {
+    let counters = reverse.counters();
+    json!({
+        "addresses": reverse.len(), "maxAddresses": reverse.bound(),
+        "evicted": counters.evicted, "leftOut": counters.left_out,
     })
 }
 
@@ -196,6 +206,24 @@ fn name_view(name: &NameView, (monotonic_now, now): (u64, SystemTime)) -> Value 
         "policies": name.policies,
         "asked": rfc3339(as_wall(name.asked, monotonic_now, now)),
     })
+}
+
+/// What is known of the addresses of a packet.
+pub(super) fn told(site: &Site, asked: &Asked, now: u64) -> Told {
+    let (learner, reverse) = (site.learner.borrow(), site.reverse.borrow());
+    // After a restart the names of the journal are known before anybody asks again.
+    let name = |address: IpAddr| {
+        let name = reverse.get(address).cloned();
+        let name = name.or_else(|| learner.names_of(address, 1).into_iter().next());
+        name.map(|name| name.as_str().to_owned())
+    };
+    Told {
+        source: name(asked.source),
+        destination: name(asked.destination),
+        index: asked
+            .service
+            .and_then(|(protocol, port)| learner.index_of(now, asked.destination, protocol, port)),
+    }
 }
 
 /// What is known of an address.

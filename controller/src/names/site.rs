@@ -11,7 +11,7 @@ use fw_names::answer::{self, Answer};
 use fw_names::journal::Fact;
 use fw_names::judge::Refusal;
 use fw_names::learner::Lesson;
-use fw_names::{Change, Learner, Name, Table};
+use fw_names::{Change, Learner, Name, Reverse, Table};
 use fw_policy::OtherNames;
 use fw_ruleset::Stamp;
 use tokio::sync::{Mutex as AsyncMutex, oneshot};
@@ -53,6 +53,8 @@ pub(super) enum DataPath {
 /// See the module.
 pub(super) struct Site {
     pub(super) learner: RefCell<Learner>,
+    /// For logs only.
+    pub(super) reverse: RefCell<Reverse>,
     pub(super) path: RefCell<DataPath>,
     pub(super) programs: RefCell<Programs>,
     pub(super) journal: RefCell<Journal>,
@@ -99,6 +101,7 @@ impl Site {
     ) -> Rc<Self> {
         Rc::new(Self {
             learner: RefCell::new(Learner::new()),
+            reverse: RefCell::default(),
             path: RefCell::new(DataPath::None),
             programs: RefCell::new(programs),
             journal: RefCell::new(journal),
@@ -261,6 +264,7 @@ impl Site {
 
     /// Learns from an answer that is about to leave. The lesson's facts are in the journal when this returns.
     pub(super) fn learn(&self, answer: &Answer, by_client: bool) -> Lesson {
+        self.reverse.borrow_mut().note(answer);
         let mut learner = self.learner.borrow_mut();
         let now = monotonic();
         let lesson = if by_client { learner.learn(now, answer) } else { learner.refreshed(now, answer) };

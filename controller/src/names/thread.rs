@@ -25,7 +25,7 @@ use super::journal::Journal;
 use super::links::{self, Links};
 use super::programs::Programs;
 use super::site::{DataPath, Site};
-use super::{Command, Known, Options, Wish, early, encrypted, keeper, show};
+use super::{Command, Followers, Known, Options, Wish, early, encrypted, keeper, show};
 use crate::problems::Problems;
 use crate::reconcile::worker::Job;
 use crate::reconcile::{Installation, Prepared};
@@ -47,13 +47,14 @@ pub(super) fn run(
     orders: UnboundedReceiver<Command>,
     indexes: Arc<Mutex<BTreeSet<u32>>>,
     problems: Problems,
+    followers: Followers,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return error!("no runtime for names: {error}; names open nothing"),
     };
     let journal = open_journal(&options, &problems);
-    let site = Site::new(Programs::new(options.bpf_dir), journal, indexes, problems);
+    let site = Site::new(Programs::new(options.bpf_dir, followers), journal, indexes, problems);
     let mut thread = Thread::new(site);
     LocalSet::new().block_on(&runtime, async move { thread.take_orders(orders).await });
 }
@@ -163,6 +164,10 @@ impl Thread {
             Command::Known(packet, reply) => {
                 let early = early::drop_of(&self.site.programs.borrow(), self.links.as_ref(), &packet);
                 reply.send(Known { early, ..show::known(&self.site, packet.destination) }).ok();
+            }
+            Command::Tell(asked, reply) => {
+                let now = monotonic();
+                reply.send(asked.iter().map(|asked| show::told(&self.site, asked, now)).collect()).ok();
             }
             Command::Inherit(inherited) => self.site.inherit(&inherited),
             Command::Show(question, reply) => {

@@ -11,6 +11,7 @@ use fw_ruleset::{DEFAULT_CELL_LIMIT, Names, Op, Plan, Ruleset, compile};
 use serde::Serialize;
 use tracing::{error, info, warn};
 
+use super::timing::Timing;
 use crate::published::Published;
 use crate::source::{Snapshot, SourceCounters};
 
@@ -36,6 +37,10 @@ pub struct View {
     pub counters_read: Option<SystemTime>,
     /// When the objects were last reconciled without an error.
     pub last_run: Option<SystemTime>,
+    /// When a source last gave other objects.
+    pub objects_read: Option<SystemTime>,
+    /// How long reconciling took.
+    pub timing: Timing,
     /// Why the last attempt failed.
     pub refused: Option<String>,
     /// When it is tried again.

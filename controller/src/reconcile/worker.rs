@@ -27,8 +27,8 @@ const FRESH_ENOUGH: Duration = Duration::from_millis(50);
 
 /// What the thread can be asked.
 pub enum Job {
-    /// A source's objects.
-    Objects(Arc<Snapshot>),
+    /// A source's objects, and when it gave them.
+    Objects(Arc<Snapshot>, Instant),
     /// Others changed our table, or may have.
     Drift(Drift),
     /// Read the counters; answered when the view has them.
@@ -119,9 +119,9 @@ impl Worker {
     /// Does a job and all that came meanwhile; of several snapshots only the last counts. True to leave.
     fn take(&mut self, first: Job, jobs: &Receiver<Job>) -> bool {
         let mut waiting: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).collect();
-        let last_objects = waiting.iter().rposition(|job| matches!(job, Job::Objects(_)));
+        let last_objects = waiting.iter().rposition(|job| matches!(job, Job::Objects(..)));
         for (index, job) in waiting.drain(..).enumerate() {
-            let outdated = matches!(job, Job::Objects(_)) && Some(index) != last_objects;
+            let outdated = matches!(job, Job::Objects(..)) && Some(index) != last_objects;
             if !outdated && self.perform(job) {
                 return true;
             }
@@ -132,8 +132,9 @@ impl Worker {
     fn perform(&mut self, job: Job) -> bool {
         let now = Instant::now();
         match job {
-            Job::Objects(snapshot) => {
+            Job::Objects(snapshot, given) => {
                 self.reconciler.objects(snapshot, now);
+                self.reconciler.note_lag(given);
                 self.publish();
             }
             Job::Drift(drift) => {

@@ -2,6 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -75,6 +77,26 @@ impl Daemon {
         self.beside("control.sock")
     }
 
+    /// A connection to its control socket.
+    pub(crate) fn connect(&self) -> Result<UnixStream> {
+        let stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(stream)
+    }
+
+    /// Sends a request as it is; the result.
+    pub(crate) fn request(&self, request: &Value) -> Result<Value> {
+        let mut stream = self.connect()?;
+        stream.write_all(format!("{request}\n").as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        let mut answer: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        if answer["error"].is_string() {
+            bail!("{}", answer["error"]);
+        }
+        Ok(answer["result"].take())
+    }
+
     /// Writes a manifest file as editors do: beside it, then renamed over it.
     pub(crate) fn write(&self, name: &str, yaml: &str) -> Result<()> {
         let beside = self.manifests().join(format!(".{name}.swp"));
@@ -93,6 +115,7 @@ impl Daemon {
         command.arg("run").args(&self.objects);
         command.arg("--state-dir").arg(self.state()).arg("--control-socket").arg(self.socket());
         command.arg("--bpf-dir").arg(self.pins());
+        command.arg("--droptailer-dir").arg(self.beside("droptailer-client"));
         command.envs(variables.iter().copied());
         self.process = Some(Process::spawn(command)?);
         Ok(())

@@ -16,7 +16,7 @@ use fw_testkit::{Process, WorkDir};
 
 use crate::daemon::{BINARY, PATIENCE, eventually};
 use crate::names::field::{Mode, Names, PORT, to_names};
-use crate::rig::{at, documents, policy};
+use crate::rig::{at, policy};
 use crate::tree::root;
 
 /// Where the exporter listens, in the firewall's namespace.
@@ -67,9 +67,14 @@ impl Scene {
         let mut names = Names::bare("monitoring", Mode::Tcx)?;
         let web = policy(
             "web",
-            &format!("{{egress: [{{to: [{{cidr: 203.0.113.0/24}}], ports: [{{protocol: TCP, port: {PORT}}}]}}]}}"),
+            &format!(
+                "{{egress: [{{to: [{{cidr: 203.0.113.0/24}}], ports: [{{protocol: TCP, port: {PORT}}}]}}]}}"
+            ),
         );
-        names.write("  dropLog: {rate: 100, burst: 5}\n", &[to_names("shops", "{matchPattern: '*.shop.scripted.test'}"), web])?;
+        names.write(
+            "  dropLog: {rate: 100, burst: 5}\n",
+            &[to_names("shops", "{matchPattern: '*.shop.scripted.test'}"), web],
+        )?;
         names.start()?;
         let files = WorkDir::new("monitoring")?;
         let socket = files.path().join("droptailer.sock");
@@ -93,7 +98,11 @@ fn droptailer(names: &Names, arguments: &[&str], files: &WorkDir) -> Result<Proc
     let certificates = files.path().join("certificates");
     let is_server = arguments[0] == "server";
     if is_server {
-        let made = Command::new(beside("droptailer")?).arg("certs").arg("--directory").arg(&certificates).output()?;
+        let made = Command::new(beside("droptailer")?)
+            .arg("certs")
+            .arg("--directory")
+            .arg(&certificates)
+            .output()?;
         ensure!(made.status.success(), "certs: {}", String::from_utf8_lossy(&made.stderr));
     }
     let mut command = names.lab.firewall.command(beside("droptailer")?);
@@ -157,7 +166,13 @@ fn traffic(names: &Names) -> Result<()> {
         load.run(&names.lab.cluster().ns)?;
         let to = at("203.0.113.100", PORT);
         for _ in 0..round % 5 {
-            fw_testkit::traffic::probe::tcp_connect(&names.lab.cluster().ns, None, to, Duration::from_millis(50)).ok();
+            fw_testkit::traffic::probe::tcp_connect(
+                &names.lab.cluster().ns,
+                None,
+                to,
+                Duration::from_millis(50),
+            )
+            .ok();
         }
         round += 1;
     }
@@ -182,7 +197,8 @@ fn unanswered(prometheus: &Prometheus<'_>, dashboard: &Dashboard) -> Result<Vec<
             row = &panel.title;
         }
         for query in &panel.queries {
-            let excused = EMPTY_ROWS.contains(&row) || MAY_BE_EMPTY.iter().any(|part| query.expression.contains(part));
+            let excused =
+                EMPTY_ROWS.contains(&row) || MAY_BE_EMPTY.iter().any(|part| query.expression.contains(part));
             if prometheus.range(&query.expression, SECONDS)?.is_empty() && !excused {
                 missing.push(format!("{}: {}", panel.title, query.expression));
             }
@@ -198,13 +214,15 @@ fn every_panel_of_the_dashboard_has_an_answer_in_the_lab() -> Result<()> {
     let dashboard = Dashboard::parse(&json, &variables)?;
     let scene = Scene::new()?;
     let rules = fs::read_to_string(folder().join("rules.yaml"))?;
-    let prometheus = Prometheus::start(&scene.names.lab.firewall, &[("nftables-exporter", EXPORTER.parse()?)], &rules)?;
+    let prometheus =
+        Prometheus::start(&scene.names.lab.firewall, &[("nftables-exporter", EXPORTER.parse()?)], &rules)?;
     prometheus.wait_until_up("nftables-exporter")?;
     traffic(&scene.names)?;
     assert_eq!(unanswered(&prometheus, &dashboard)?, Vec::<String>::new());
     let alerts = prometheus.alerts()?;
     ensure!(alerts.is_empty(), "of a healthy firewall: {alerts:?}");
-    let data: Vec<Vec<Named>> = dashboard.panels.iter().map(|panel| ask(&prometheus, panel)).collect::<Result<_>>()?;
+    let data: Vec<Vec<Named>> =
+        dashboard.panels.iter().map(|panel| ask(&prometheus, panel)).collect::<Result<_>>()?;
     let last = data.iter().flatten().filter_map(|(_, series)| series.points.last()).map(|(time, _)| *time);
     let now = last.fold(0.0, f64::max);
     let svg = draw(&dashboard, &data, (now - SECONDS as f64, now));
@@ -215,7 +233,10 @@ fn every_panel_of_the_dashboard_has_an_answer_in_the_lab() -> Result<()> {
     let shown = fs::read_to_string(folder().join("dashboard.svg")).context("the picture of the README")?;
     for panel in dashboard.panels.iter().filter(|panel| panel.kind != Kind::Row) {
         let title = panel.title.replace('&', "&amp;");
-        ensure!(shown.contains(&format!(">{title}</text>")), "the picture does not show {title:?}: BLESS=1 draws it anew");
+        ensure!(
+            shown.contains(&format!(">{title}</text>")),
+            "the picture does not show {title:?}: BLESS=1 draws it anew"
+        );
     }
     Ok(())
 }
@@ -227,7 +248,8 @@ fn a_firewall_that_stops_enforcing_raises_an_alert() -> Result<()> {
     let rules = fs::read_to_string(folder().join("rules.yaml"))?;
     let hasty: Vec<&str> = rules.lines().filter(|line| !line.trim().starts_with("for: ")).collect();
     let rules = hasty.join("\n");
-    let prometheus = Prometheus::start(&scene.names.lab.firewall, &[("nftables-exporter", EXPORTER.parse()?)], &rules)?;
+    let prometheus =
+        Prometheus::start(&scene.names.lab.firewall, &[("nftables-exporter", EXPORTER.parse()?)], &rules)?;
     prometheus.wait_until_up("nftables-exporter")?;
     ensure!(!prometheus.alerts()?.contains_key("FirewallNotEnforcing"));
     let flushed = scene.names.daemon.ask(&["flush"])?;

@@ -17,5 +17,5 @@ mod removal;
 mod restart;
 mod rotation;
 mod spoofing;
-mod steps;
+pub(crate) mod steps;
 mod storm;

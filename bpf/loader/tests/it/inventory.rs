@@ -107,6 +107,9 @@ fn samples_are_bounded_and_those_not_sent_are_counted() {
     let after = datapath.drops().unwrap();
     let lost = after.unsampled - before.unsampled;
     let seen = std::iter::from_fn(|| samples.next_sample()).count() as u64;
+    assert_eq!(after.ring_full - before.ring_full, lost, "none was above the rate");
+    assert_eq!(before.ring_full, 0, "what is above the rate is not lost");
+    assert_eq!(samples.drops().unwrap(), after);
     assert_eq!(after.tcx[0] - before.tcx[0], 2000);
     assert_eq!(seen + lost, 2000);
     assert!(lost > 0);

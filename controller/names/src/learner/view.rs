@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use fw_policy::{FqdnSelector, Learned};
+use fw_policy::{FqdnSelector, Learned, Protocol};
 
 use super::{Learner, MAX_ADDRESSES, MAX_CLASSES, Sizes};
 use crate::change::Nanos;
+use crate::layout::Opening;
 use crate::name::Name;
 
 /// Some of the names.
@@ -61,6 +62,19 @@ impl Learner {
             }
         }
         learned
+    }
+
+    /// The mark index by which a port of an address is allowed, if it is.
+    pub fn index_of(&self, now: Nanos, address: IpAddr, protocol: Protocol, port: u16) -> Option<u32> {
+        let record = self.store.addresses.get(&address)?;
+        let open = record.tops.iter().filter(|(_, top)| top.until > now);
+        let openings = open.flat_map(|(id, _)| self.selectors.openings(*id));
+        let has_port = |opening: &&Opening| {
+            opening.protocol == protocol
+                && opening.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
+        };
+        // Of several entries the first one gets the port, as in the data path.
+        openings.filter(has_port).min_by_key(|opening| opening.rank).map(|opening| opening.index)
     }
 
     /// Names in order, at most `limit` of them, those that contain `filter` only.

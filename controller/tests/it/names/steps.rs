@@ -37,7 +37,7 @@ fn said(mode: Mode, result: Result<()>) -> Result<()> {
 }
 
 /// Where a scripted server is asked directly, so that no other cache stands between.
-pub(super) fn scripted_address() -> Result<IpAddr> {
+pub(crate) fn scripted_address() -> Result<IpAddr> {
     Ok(SCRIPTED_ADDRESSES[0].parse()?)
 }
 
@@ -47,7 +47,7 @@ pub(super) fn scripted_address6() -> Result<IpAddr> {
 }
 
 /// `198.18.1.N`: no name of the lab's zones has it.
-pub(super) fn spare(number: u8) -> IpAddr {
+pub(crate) fn spare(number: u8) -> IpAddr {
     IpAddr::from([198, 18, 1, number])
 }
 
@@ -57,7 +57,7 @@ pub(super) fn spare6(number: u8) -> IpAddr {
 }
 
 /// A query with an id of its own.
-pub(super) fn query(name: &str, kind: u16) -> Result<Query> {
+pub(crate) fn query(name: &str, kind: u16) -> Result<Query> {
     use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(1);
     Query::new(NEXT.fetch_add(1, Ordering::Relaxed), name, kind)
@@ -82,12 +82,12 @@ impl Names {
     }
 
     /// A server on the internet that says what it is told to, asked by its own addresses.
-    pub(super) fn scripted(&self) -> Result<Scripted> {
+    pub(crate) fn scripted(&self) -> Result<Scripted> {
         Scripted::at(&self.lab.internet().ns, &[scripted_address()?, scripted_address6()?])
     }
 
     /// Asks over UDP; the answer must come from the resolver that was asked, with the question as it was asked.
-    pub(super) fn answer(&self, resolver: IpAddr, query: &Query) -> Result<Answer> {
+    pub(crate) fn answer(&self, resolver: IpAddr, query: &Query) -> Result<Answer> {
         let answer = self.ask_at(resolver, query)?;
         check(&answer, resolver, query)?;
         Ok(answer)
