@@ -47,7 +47,8 @@ fn main() -> Result<ExitCode> {
     }
     let mut table = Table::new();
     table.add("scrape of 10,000 rules: ms / nft -j list ruleset", &times, Goal::AtMost(0.2));
-    table.add("  reading the kernel: ms beside 100 ms", &reads, Goal::AtMost(1.0));
+    // Shown only: a time by itself says more of the machine than of us.
+    table.add("  reading the kernel: ms beside 100 ms", &reads, Goal::None);
     table.add("resident memory: MiB / nft's at its highest", &memory, Goal::AtMost(0.5));
     println!("{}", table.text());
     Ok(if table.all_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

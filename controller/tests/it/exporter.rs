@@ -11,8 +11,11 @@ use fw_testkit::Netns;
 use crate::rig::{FIREWALL, Rig, documents, policy};
 use crate::traffic::{CLUSTER, INTERNET, into, out, udp_out};
 
-/// Samples of a scrape in a namespace: name, labels, value.
-fn scraped(ns: &Netns) -> Result<Vec<(String, BTreeMap<String, String>, u64)>> {
+/// Name, labels and value.
+type Sample = (String, BTreeMap<String, String>, u64);
+
+/// Samples of a scrape in a namespace.
+fn scraped(ns: &Netns) -> Result<Vec<Sample>> {
     let config =
         Config { controller_socket: String::new(), droptailer_socket: String::new(), ..Config::default() };
     let text = ns.run(|| -> Result<String> {
