@@ -7,6 +7,8 @@ PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-
 PACKAGES += prometheus
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
+# promtool, which judges what is exported.
+PACKAGES += prometheus
 # The intrusion detection whose figures and alerts are shown; the release has none.
 PACKAGES += suricata/backports
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
@@ -20,8 +22,10 @@ MUSL := $(shell uname -m)-unknown-linux-musl
 PROFILE := dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
-# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster.
-BENCHES := -p fw-controller -p fw-bpf -p fw-dns --bench firewall --bench packets --bench proxy --bench names --bench cluster
+# One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster,
+# scrapes.
+BENCHES := -p fw-controller -p fw-bpf -p fw-dns -p fw-exporter
+BENCHES += --bench firewall --bench packets --bench proxy --bench names --bench cluster --bench scrape
 # The tests with a long form. What each of them prints is shown at the end, one test after the other.
 SOAKS := soak kills edits droplog names:: kube::outage kube::credentials
 

@@ -72,9 +72,18 @@ impl<'a> Attr<'a> {
 
     /// Text; the NUL at its end is not part of it.
     pub fn text(&self) -> Result<String, DecodeError> {
-        let bytes = self.value.strip_suffix(&[0]).unwrap_or(self.value);
-        let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::Text(self.kind))?;
-        if text.contains('\0') { Err(DecodeError::Text(self.kind)) } else { Ok(text.to_owned()) }
+        self.str().map(str::to_owned)
+    }
+
+    /// As [`Attr::text`], without a copy.
+    pub fn str(&self) -> Result<&'a str, DecodeError> {
+        let text = std::str::from_utf8(self.name()).map_err(|_| DecodeError::Text(self.kind))?;
+        if text.contains('\0') { Err(DecodeError::Text(self.kind)) } else { Ok(text) }
+    }
+
+    /// The bytes of a text without the NUL at its end: the kernel takes any bytes as a name.
+    pub fn name(&self) -> &'a [u8] {
+        self.value.strip_suffix(&[0]).unwrap_or(self.value)
     }
 
     /// Exactly `N` bytes.

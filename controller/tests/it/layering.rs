@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::tree::{self, none};
 
 /// Every crate and the crates of ours it may use to do its work (dev-dependencies aside).
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("fw-bpf-common", &[]),
     ("fw-bpf", &["fw-bpf-common"]),
     ("fw-names", &["fw-policy", "fw-bpf-common"]),
@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("fw-kube", &["fw-crds", "fw-intake", "fw-policy"]),
     ("fw-ids", &[]),
     ("fw-droptailer", &["fw-netlink", "fw-policy"]),
+    ("fw-exporter", &["fw-netlink"]),
     ("fw-testkit", &["fw-policy", "fw-netlink", "fw-droptailer"]),
     (
         "fw-controller",

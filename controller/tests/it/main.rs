@@ -19,6 +19,7 @@ mod drift;
 mod droplog;
 mod edits;
 mod enrich;
+mod exporter;
 mod field;
 mod golden;
 mod ids;

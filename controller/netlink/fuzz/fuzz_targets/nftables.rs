@@ -4,8 +4,10 @@
 
 use fw_netlink::attr::{Attrs, Writer};
 use fw_netlink::message::{Message, Messages};
+use fw_netlink::nft::reading::RuleReader;
 use fw_netlink::nft::{
-    Chain, Element, Expr, Generation, NamedCounter, Rule, RuleTally, Set, Table, UdpTimeout, chunk_elements,
+    Chain, ChainView, CounterView, Element, Expr, Generation, NamedCounter, Rule, RuleTally, RuleView, Set, SetView,
+    Table, TableView, UdpTimeout, chunk_elements,
     decode_elements, encode_elements, udata,
 };
 use libfuzzer_sys::fuzz_target;
@@ -26,6 +28,16 @@ fn message(message: &Message<'_>) {
 fn attributes(attrs: Attrs<'_>) {
     let _ = (Table::decode(attrs), Chain::decode(attrs), Set::decode(attrs), Generation::decode(attrs));
     let _ = (NamedCounter::decode(attrs), RuleTally::decode(attrs));
+    let _ = (TableView::decode(attrs), ChainView::decode(attrs), CounterView::decode(attrs));
+    let _ = (SetView::decode(attrs), SetView::elements(attrs, drop));
+    if let Ok(view) = RuleView::decode(attrs) {
+        let _ = (view.counter(), view.comment());
+        for family in [1, 2, 3, 7, 10] {
+            let mut reader = RuleReader::new(family);
+            view.exprs().flatten().for_each(|expr| reader.read(&expr));
+            let _ = reader.finish();
+        }
+    }
     if let Ok(Some(policy)) = UdpTimeout::decode(attrs)
         && let Some(bytes) = written(|w| policy.encode(w))
     {

@@ -63,7 +63,8 @@ impl Element {
         });
     }
 
-    fn decode(attrs: Attrs<'_>) -> Result<Self, DecodeError> {
+    /// Reads one entry of a list of elements.
+    pub fn decode(attrs: Attrs<'_>) -> Result<Self, DecodeError> {
         let mut f = Fields::read(attrs)?;
         let optional = |f: &mut Fields<'_>, kind| f.get(kind).is_some().then(|| f.value(kind)).transpose();
         let data = match f.get(2) {

@@ -172,13 +172,16 @@ impl Expr {
             return Err(DecodeError::Depth);
         }
         let mut outer = Fields::read(attr.nested())?;
-        let name = outer.text(1)?;
+        let name = outer.need(1)?.str()?;
         let data = outer.get(2).map(|a| a.value).unwrap_or_default();
         let known = Fields::read(Attrs::new(data)).and_then(|mut fields| {
-            let expr = Self::decode_data(&name, &mut fields, depth)?;
+            let expr = Self::decode_data(name, &mut fields, depth)?;
             Ok(expr.filter(|_| fields.complete()))
         });
-        Ok(known.ok().flatten().unwrap_or_else(|| Self::Unknown { name, data: data.to_vec() }))
+        Ok(known
+            .ok()
+            .flatten()
+            .unwrap_or_else(|| Self::Unknown { name: name.to_owned(), data: data.to_vec() }))
     }
 
     fn decode_data(name: &str, fields: &mut Fields<'_>, depth: u8) -> Result<Option<Self>, DecodeError> {

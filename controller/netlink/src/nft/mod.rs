@@ -10,8 +10,10 @@ mod data;
 mod element;
 mod expr;
 mod fields;
+mod listing;
 mod matching;
 mod object;
+pub mod reading;
 mod rule;
 mod set;
 mod table;
@@ -26,6 +28,7 @@ pub use element::{
     Element, ElementChunk, ElementData, chunk_elements, decode_elements, elements_request, encode_elements,
 };
 pub use expr::Expr;
+pub use listing::{ChainView, CounterView, RuleView, SetView, TableView};
 pub use matching::{Bitwise, Byteorder, Cmp, CmpOp, Ct, Fib, Hash, Lookup, Meta, Numgen, Payload, Range};
 pub use object::{CtHelper, NamedCounter, UdpTimeout};
 pub use rule::{Rule, RuleTally};
