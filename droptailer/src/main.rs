@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use fw_droptailer::{certs, server};
+use fw_droptailer::{certs, client, server, tail};
 use tracing::level_filters::LevelFilter;
 
 /// Dropped packets of firewalls, from the kernel to the cluster.
@@ -20,18 +20,27 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// On a firewall: read drops from the kernel, and bring them to the server
+    Client(client::Options),
     /// In the cluster: take records from firewalls, and print a line for each
     Server(server::Options),
     /// Make an authority, and certificates for server and clients
     Certs(certs::Options),
+    /// On a firewall: show drops as they come
+    #[command(
+        after_help = "Examples:\n  droptailer tail --src 10.0.16.0/22 --action drop\n  droptailer tail --policy web -o json | jq .HINT"
+    )]
+    Tail(tail::Options),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log(cli.log_level);
     let ended = match cli.command {
+        Command::Client(options) => client::run(options),
         Command::Server(options) => server::run(options),
         Command::Certs(options) => certs::run(&options),
+        Command::Tail(options) => tail::run(&options),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -107,6 +107,12 @@ impl DropRecord {
         free
     }
 
+    /// Names of the interfaces it came in by and leaves by; empty where there is none.
+    pub fn interfaces(&self) -> (&str, &str) {
+        let name = |key: &str| self.link.get(key).map_or("", String::as_str);
+        (name("IN"), name("OUT"))
+    }
+
     /// All keys and values, sorted. `timestamp` has seconds, `TS_US` microseconds since 1970.
     pub fn fields(&self) -> BTreeMap<&str, String> {
         let (seconds, microseconds) = self.time;

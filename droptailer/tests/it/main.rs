@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod certs;
+mod client;
 mod deploy;
 mod golden;
 mod hostile;
+mod journal;
 mod metrics;
 mod nflog;
 mod rig;
