@@ -17,6 +17,7 @@ mod deploy;
 mod docs;
 mod drift;
 mod droplog;
+mod droptailer;
 mod edits;
 mod enrich;
 mod exporter;
