@@ -23,11 +23,11 @@ PROFILE := dev
 # The eBPF programs are no member of the workspace and are looked at as if they were for this machine.
 LINT_EBPF := RUSTC_BOOTSTRAP=1 RUSTFLAGS='--cfg bpf_target_arch="x86_64"' $(CARGO) clippy --quiet --release --locked
 # One build for all of them: rules and connections, packets in the programs, the DNS proxy, names as a whole, a cluster,
-# scrapes.
+# scrapes, the drop log.
 BENCHES := -p fw-controller -p fw-bpf -p fw-dns -p fw-exporter
-BENCHES += --bench firewall --bench packets --bench proxy --bench names --bench cluster --bench scrape
+BENCHES += --bench firewall --bench packets --bench proxy --bench names --bench cluster --bench scrape --bench droplog
 # The tests with a long form. What each of them prints is shown at the end, one test after the other.
-SOAKS := soak kills edits droplog names:: kube::outage kube::credentials
+SOAKS := soak kills edits droplog droptailer:: names:: kube::outage kube::credentials
 
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
@@ -64,6 +64,7 @@ lint: tools      ## formatting and clippy
 	cd bpf/xdp && $(LINT_EBPF) --target-dir $(CURDIR)/target/bpf-lint -- -D warnings
 
 bench: tools apiserver ## ours beside a reference in one run; exits 1 when a ratio misses its goal
+	$(CARGO) build --release -p fw-droptailer --bin droptailer
 	$(CARGO) bench --no-fail-fast $(BENCHES)
 
 soak: tools apiserver ## the long forms of the tests
