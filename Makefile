@@ -3,20 +3,16 @@
 CARGO ?= cargo
 # What the tests, the lab and the benchmarks run beside ours; package names are Debian's.
 PACKAGES := nftables iproute2 iputils-ping conntrack procps libnftnl-dev libmnl-dev pkg-config clang libclang-dev
-# promtool, which knows how metrics must look.
+# A Prometheus to scrape the lab, and promtool, which knows how metrics, alerts and their tests must look.
 PACKAGES += prometheus
 # The name servers of the tests: real ones to ask, to compare with and to measure beside.
 PACKAGES += unbound knot bind9 dnsmasq dnsperf knot-dnsutils
-# promtool, which judges what is exported.
-PACKAGES += prometheus
 # The intrusion detection whose figures and alerts are shown; the release has none.
 PACKAGES += suricata/backports
 # A rustc that compiles core for eBPF, and the LLVM that bpf-linker needs.
 PACKAGES += rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev zlib1g-dev
 # A C compiler for the static droptailer of the image: ring has some C in it.
 PACKAGES += musl-tools
-# promtool judges metrics.
-PACKAGES += prometheus
 MUSL := $(shell uname -m)-unknown-linux-musl
 # `release` for an image.
 PROFILE := dev

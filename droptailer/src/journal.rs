@@ -67,8 +67,8 @@ const FLAGS: [&str; 13] =
 /// The line as the kernel would have logged it. `None`: the record is none of a packet.
 pub(crate) fn line(fields: &BTreeMap<String, String>) -> Option<String> {
     let mut line = match fields.get("ACTION")?.as_str() {
-        "Drop" => DROPPED.to_owned(),
-        "Accept" => ACCEPTED.to_owned(),
+        "drop" => DROPPED.to_owned(),
+        "accept" => ACCEPTED.to_owned(),
         _ => return None,
     };
     let mut words = Vec::new();
@@ -170,6 +170,6 @@ mod tests {
         assert_eq!(read, expected);
         assert_eq!(parse("eth0: link becomes ready", Action::of_prefix), None);
         assert_eq!(parse("somebody else: IN=eth0 OUT=", Action::of_prefix), None);
-        assert_eq!(line(&BTreeMap::from([("ACTION".to_owned(), "Lost".to_owned())])), None);
+        assert_eq!(line(&BTreeMap::from([("ACTION".to_owned(), "lost".to_owned())])), None);
     }
 }

@@ -16,7 +16,7 @@ pub fn seconds(timestamp: &prost_types::Timestamp) -> Option<u64> {
 }
 
 /// The line of a record, without line feed:
-/// `2020-06-17 13:23:27 +0000 UTC {"ACTION":"Drop","DPT":"4000",…,"timestamp":"2020-06-17 13:23:27 +0000 UTC"}`.
+/// `2020-06-17 13:23:27 +0000 UTC {"ACTION":"drop","DPT":"4000",…,"timestamp":"2020-06-17 13:23:27 +0000 UTC"}`.
 ///
 /// `fields` come sorted; one of the name `timestamp` is replaced. Whatever bytes are in them, it is one line of JSON that
 /// moves no terminal's cursor: what controls terminals or the direction of writing is escaped.

@@ -104,7 +104,7 @@ impl Ledger {
 pub fn lost_fields(cause: Cause, count: u64, time: (u64, u32)) -> BTreeMap<String, String> {
     let (seconds, microseconds) = time;
     [
-        ("ACTION", "Lost".to_owned()),
+        ("ACTION", "lost".to_owned()),
         ("CAUSE", cause.name().to_owned()),
         ("COUNT", count.to_string()),
         ("TS_US", (u128::from(seconds) * 1_000_000 + u128::from(microseconds)).to_string()),
@@ -137,7 +137,7 @@ mod tests {
     fn the_record_of_a_loss_has_the_keys_of_a_line_and_its_cause() {
         let fields = lost_fields(Cause::SequenceGap, 7, (1_592_400_207, 5));
         let expected = [
-            ("ACTION", "Lost"),
+            ("ACTION", "lost"),
             ("CAUSE", "sequence-gap"),
             ("COUNT", "7"),
             ("TS_US", "1592400207000005"),

@@ -12,9 +12,9 @@ use crate::timestamp::go_utc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// `ACTION` is `Drop`.
+    /// `ACTION` is `drop`.
     Drop,
-    /// `ACTION` is `Accept`.
+    /// `ACTION` is `accept`.
     Accept,
 }
 
@@ -33,8 +33,8 @@ impl Action {
     /// Value of the key `ACTION`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Drop => "Drop",
-            Self::Accept => "Accept",
+            Self::Drop => "drop",
+            Self::Accept => "accept",
         }
     }
 }
@@ -126,7 +126,7 @@ impl DropRecord {
     }
 
     /// The line that `stern -n firewall drop` and log pipelines know, without line feed:
-    /// `2020-06-17 13:23:27 +0000 UTC {"ACTION":"Drop","DPT":"4000",…,"timestamp":"2020-06-17 13:23:27 +0000 UTC"}`.
+    /// `2020-06-17 13:23:27 +0000 UTC {"ACTION":"drop","DPT":"4000",…,"timestamp":"2020-06-17 13:23:27 +0000 UTC"}`.
     pub fn line(&self) -> String {
         let fields = self.fields();
         line(self.time.0, fields.iter().map(|(key, value)| (*key, value.as_str())))

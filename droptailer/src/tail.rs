@@ -146,7 +146,7 @@ impl Options {
     /// True for what is asked for; losses always are.
     fn wants(&self, fields: &BTreeMap<String, String>) -> bool {
         let of = |key: &str| fields.get(key).map(String::as_str);
-        if of("ACTION") == Some("Lost") {
+        if of("ACTION") == Some("lost") {
             return true;
         }
         let inside = |net: &Option<IpNet>, key| {
@@ -156,8 +156,8 @@ impl Options {
         let port = |port: u16| ["SPT", "DPT"].iter().any(|key| of(key) == Some(port.to_string().as_str()));
         let action = match self.action {
             None => true,
-            Some(Wanted::Drop) => of("ACTION") == Some("Drop"),
-            Some(Wanted::Accept) => of("ACTION") == Some("Accept"),
+            Some(Wanted::Drop) => of("ACTION") == Some("drop"),
+            Some(Wanted::Accept) => of("ACTION") == Some("accept"),
         };
         let policy = self.policy.as_deref().is_none_or(|name| {
             of("POLICY") == Some(name) || of("HINT").is_some_and(|hint| names_word(hint, name))
@@ -201,13 +201,13 @@ fn compact(fields: &BTreeMap<String, String>, color: bool) -> String {
     let of = |key: &str| fields.get(key).map(|value| plain(value));
     let mut parts = vec![paint(FAINT, &clock(fields))];
     let action = of("ACTION").unwrap_or_default();
-    if action == "Lost" {
+    if action == "lost" {
         let text =
             format!("Lost {} packets: {}", of("COUNT").unwrap_or_default(), of("CAUSE").unwrap_or_default());
         parts.push(paint(YELLOW, &text));
         return parts.join(" ");
     }
-    parts.push(paint(if action == "Drop" { RED } else { GREEN }, &action));
+    parts.push(paint(if action == "drop" { RED } else { GREEN }, &action));
     parts.push(of("PROTO").unwrap_or_default());
     let end = |address: &str, port: &str| {
         let address = of(address).unwrap_or_else(|| "?".to_owned());

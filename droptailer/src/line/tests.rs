@@ -11,10 +11,10 @@ fn of(fields: &[(&str, &str)]) -> String {
 
 #[test]
 fn a_line_is_the_one_of_the_field() {
-    let fields = [("ACTION", "Drop"), ("DPT", "4000"), ("SYN", ""), ("timestamp", "replaced"), ("z", "1")];
+    let fields = [("ACTION", "drop"), ("DPT", "4000"), ("SYN", ""), ("timestamp", "replaced"), ("z", "1")];
     assert_eq!(
         of(&fields),
-        r#"2020-06-17 13:23:27 +0000 UTC {"ACTION":"Drop","DPT":"4000","SYN":"","timestamp":"2020-06-17 13:23:27 +0000 UTC","z":"1"}"#
+        r#"2020-06-17 13:23:27 +0000 UTC {"ACTION":"drop","DPT":"4000","SYN":"","timestamp":"2020-06-17 13:23:27 +0000 UTC","z":"1"}"#
     );
     assert_eq!(of(&[]), r#"2020-06-17 13:23:27 +0000 UTC {"timestamp":"2020-06-17 13:23:27 +0000 UTC"}"#);
     assert!(

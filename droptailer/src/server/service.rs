@@ -136,7 +136,7 @@ impl Stream {
             return format(drop, &self.metrics);
         }
         self.metrics.refused.with_label_values(&["size"]).inc();
-        let fields = [("ACTION", "Lost"), ("CAUSE", "refused"), ("COUNT", "1")];
+        let fields = [("ACTION", "lost"), ("CAUSE", "refused"), ("COUNT", "1")];
         line::line(time(drop, &self.metrics), fields)
     }
 

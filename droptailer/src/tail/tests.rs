@@ -14,7 +14,7 @@ fn options(arguments: &[&str]) -> Options {
 
 fn packet() -> BTreeMap<String, String> {
     let pairs = [
-        ("ACTION", "Drop"),
+        ("ACTION", "drop"),
         ("COUNT", "3"),
         ("DPT", "443"),
         ("DST", "1.2.3.4"),
@@ -33,7 +33,7 @@ fn packet() -> BTreeMap<String, String> {
 
 #[test]
 fn filters_take_what_they_name_and_losses_always() {
-    let lost = BTreeMap::from([("ACTION".to_owned(), "Lost".to_owned())]);
+    let lost = BTreeMap::from([("ACTION".to_owned(), "lost".to_owned())]);
     for (arguments, expected) in [
         (&["--src", "10.0.16.0/22"][..], true),
         (&["--src", "10.0.16.2"], true),
@@ -66,7 +66,7 @@ fn a_line_says_in_one_glance_what_was_dropped() {
     v6.insert("HINT".to_owned(), "\x1b[2Jgone".to_owned());
     let line = compact(&v6, false);
     assert!(line.contains("[2001:db8:10:16::2]:40000") && line.contains("hint: \u{fffd}[2Jgone"), "{line}");
-    let lost = [("ACTION", "Lost"), ("CAUSE", "queue"), ("COUNT", "12")];
+    let lost = [("ACTION", "lost"), ("CAUSE", "queue"), ("COUNT", "12")];
     let lost = lost.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     assert_eq!(compact(&lost, false), "00:00:00.000000 Lost 12 packets: queue");
 }

@@ -135,7 +135,7 @@ pub mod droptailer_client {
         /// it expects, 0 when it does not know the session (it was restarted, or has forgotten it): the client goes on with its
         /// oldest record that is not acknowledged. After each Batch with drops comes an Ack, in order, when all its lines are
         /// printed. Records before `next` are taken for repeated and are not printed again; numbers may be left out.
-        /// A record that is too large is not printed; a line that says so (ACTION Lost, CAUSE refused) takes its place.
+        /// A record that is too large is not printed; a line that says so (ACTION lost, CAUSE refused) takes its place.
         pub async fn stream(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Batch>,
@@ -191,7 +191,7 @@ pub mod droptailer_server {
         /// it expects, 0 when it does not know the session (it was restarted, or has forgotten it): the client goes on with its
         /// oldest record that is not acknowledged. After each Batch with drops comes an Ack, in order, when all its lines are
         /// printed. Records before `next` are taken for repeated and are not printed again; numbers may be left out.
-        /// A record that is too large is not printed; a line that says so (ACTION Lost, CAUSE refused) takes its place.
+        /// A record that is too large is not printed; a line that says so (ACTION lost, CAUSE refused) takes its place.
         async fn stream(
             &self,
             request: tonic::Request<tonic::Streaming<super::Batch>>,

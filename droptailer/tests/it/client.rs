@@ -117,7 +117,7 @@ fn a_server_without_the_stream_gets_each_record_once_and_in_order_and_what_it_re
     let deadline = Instant::now() + PATIENCE;
     loop {
         let records = server.records.lock().unwrap().clone();
-        let lost = records.iter().find(|record| record["ACTION"] == "Lost");
+        let lost = records.iter().find(|record| record["ACTION"] == "lost");
         if let (20, Some(lost)) = (records.len(), lost) {
             assert_eq!((lost["CAUSE"].as_str(), lost["COUNT"].as_str()), ("refused", "1"));
             let ports: Vec<&str> =

@@ -61,7 +61,7 @@ impl Journald {
 
 fn fields(port: u16) -> BTreeMap<String, String> {
     let pairs = [
-        ("ACTION", "Drop"),
+        ("ACTION", "drop"),
         ("IN", "vrf1"),
         ("OUT", "vlan2"),
         ("SRC", "10.0.0.5"),

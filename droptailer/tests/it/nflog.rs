@@ -61,7 +61,7 @@ fn dropped_and_accepted_packets_become_records_with_the_names_of_interfaces() {
     let of = |key: &str| -> Vec<&str> {
         fields.iter().map(|fields| fields.get(key).map_or("-", String::as_str)).collect()
     };
-    assert_eq!(of("ACTION"), ["Accept", "Drop", "Drop", "Drop"]);
+    assert_eq!(of("ACTION"), ["accept", "drop", "drop", "drop"]);
     assert_eq!(of("IN"), ["vrf104009"; 4]);
     assert_eq!(of("OUT"), ["vlan179"; 4]);
     assert_eq!(of("MAC")[0], "02:00:00:00:00:01:02:00:00:00:00:02:08:00");

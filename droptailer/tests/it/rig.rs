@@ -262,7 +262,7 @@ impl tonic::codegen::Service<Uri> for Connector {
 
 /// A record as a firewall sends it; `number` is in it.
 pub(crate) fn record(number: u64) -> Record {
-    let fields = [("ACTION", "Drop"), ("DPT", "4000"), ("DST", "1.2.3.4"), ("SYN", "")];
+    let fields = [("ACTION", "drop"), ("DPT", "4000"), ("DST", "1.2.3.4"), ("SYN", "")];
     let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned()));
     let timestamp = prost_types::Timestamp { seconds: 1_592_400_207, nanos: 5_000 };
     Record {
@@ -275,6 +275,6 @@ pub(crate) fn record(number: u64) -> Record {
 pub(crate) fn line(number: u64) -> String {
     let time = "2020-06-17 13:23:27 +0000 UTC";
     format!(
-        r#"{time} {{"ACTION":"Drop","DPT":"4000","DST":"1.2.3.4","ID":"{number}","SYN":"","timestamp":"{time}"}}"#
+        r#"{time} {{"ACTION":"drop","DPT":"4000","DST":"1.2.3.4","ID":"{number}","SYN":"","timestamp":"{time}"}}"#
     )
 }

@@ -189,7 +189,7 @@ fn what_is_too_large_or_senseless_is_refused_counted_and_harms_nobody() {
     assert_eq!(lines.len(), 5);
     assert_eq!([&lines[1], &lines[3], &lines[4]], [&line(1), &line(2), &line(3)]);
     assert!(
-        lines[2].contains(r#"{"ACTION":"Lost","CAUSE":"refused","COUNT":"1","timestamp":"2020"#),
+        lines[2].contains(r#"{"ACTION":"lost","CAUSE":"refused","COUNT":"1","timestamp":"2020"#),
         "{}",
         lines[2]
     );

@@ -87,7 +87,7 @@ fn each_denied_packet_is_one_line_of_the_server_and_the_line_is_the_packet() -> 
             .into_iter()
             .filter(|flag| record.contains_key(*flag) != expected.contains_key(flag));
         assert_eq!(wrong.collect::<Vec<_>>(), Vec::<&str>::new(), "{record:?}");
-        assert_eq!(record["ACTION"], "Drop");
+        assert_eq!(record["ACTION"], "drop");
     }
     // No second line of any of them comes late: losses and repeats would.
     std::thread::sleep(std::time::Duration::from_millis(800));

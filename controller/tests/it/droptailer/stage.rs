@@ -201,18 +201,18 @@ pub(super) fn number(record: &Record) -> Option<u32> {
 
 /// Packets that records show.
 pub(super) fn shown(records: &[Record]) -> u64 {
-    records.iter().filter(|record| record["ACTION"] != "Lost").map(count).sum()
+    records.iter().filter(|record| record["ACTION"] != "lost").map(count).sum()
 }
 
 /// Packets that records say are lost.
 pub(super) fn lost(records: &[Record]) -> u64 {
-    records.iter().filter(|record| record["ACTION"] == "Lost").map(count).sum()
+    records.iter().filter(|record| record["ACTION"] == "lost").map(count).sum()
 }
 
 /// The same by cause.
 pub(super) fn losses(records: &[Record]) -> BTreeMap<String, u64> {
     let mut losses = BTreeMap::new();
-    for record in records.iter().filter(|record| record["ACTION"] == "Lost") {
+    for record in records.iter().filter(|record| record["ACTION"] == "lost") {
         *losses.entry(record["CAUSE"].clone()).or_default() += count(record);
     }
     losses
