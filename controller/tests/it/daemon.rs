@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use fw_testkit::topology::Lab;
-use fw_testkit::{BpfMount, Netns, Process};
+use fw_testkit::{BpfMount, Netns, Process, WorkDir};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -21,20 +21,20 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A controller's directories, and the controller while it runs.
 pub(crate) struct Daemon {
-    base: PathBuf,
+    // First, for it ends before its files go.
+    process: Option<Process>,
+    base: WorkDir,
     /// Pins that outlive the process; unmounted when this goes.
     bpf: BpfMount,
     /// Flags of `run` that say where objects come from.
     objects: Vec<OsString>,
-    process: Option<Process>,
 }
 
 impl Daemon {
     /// Fresh directories, nothing started.
     pub(crate) fn new(label: &str) -> Result<Self> {
-        let base = std::env::temp_dir().join(format!("fwt-{}-{label}", std::process::id()));
-        let _ = fs::remove_dir_all(&base);
-        let manifests = base.join("manifests");
+        let base = WorkDir::new(label)?;
+        let manifests = base.path().join("manifests");
         fs::create_dir_all(&manifests)?;
         let objects = vec!["--manifests".into(), manifests.into()];
         Ok(Self { base, bpf: BpfMount::new(label)?, objects, process: None })
@@ -55,17 +55,17 @@ impl Daemon {
 
     /// The directory that the controller watches.
     pub(crate) fn manifests(&self) -> PathBuf {
-        self.base.join("manifests")
+        self.base.path().join("manifests")
     }
 
     /// The directory that outlives it.
     pub(crate) fn state(&self) -> PathBuf {
-        self.base.join("state")
+        self.base.path().join("state")
     }
 
     /// A path beside these two that goes with them.
     pub(crate) fn beside(&self, name: &str) -> PathBuf {
-        self.base.join(name)
+        self.base.path().join(name)
     }
 
     /// Where its eBPF programs and maps are pinned.
@@ -198,13 +198,6 @@ impl Daemon {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.process = None;
-        let _ = fs::remove_dir_all(&self.base);
     }
 }
 
