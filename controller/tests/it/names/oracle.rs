@@ -3,6 +3,7 @@
 //! nftables would drop, also while connections live.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -57,24 +58,35 @@ struct Tally {
 }
 
 impl Tally {
+    /// Percent of the packets.
+    fn share_of_names(&self) -> usize {
+        self.mix.reasons.get("name").copied().unwrap_or(0) * 100 / self.mix.packets.max(1)
+    }
+
+    /// Whether everything was met that the comparison is about.
     fn check(&self, mode: Mode, asks: bool) -> Result<()> {
         self.mix.check()?;
-        let by_name = self.mix.reasons.get("name").copied().unwrap_or(0);
         let Self { bounced, bounced_by_name_over: over, bounced_datagrams: datagrams, stamped, .. } = self;
-        let share = by_name * 100 / self.mix.packets;
-        eprintln!(
-            "{}: {}; {share} % decided by names; {bounced} dropped early, {over} of them after a name was over, \
-             {datagrams} of them datagrams, {stamped} stamped; {}",
-            mode.name(),
-            self.mix,
-            self.live
-        );
+        let share = self.share_of_names();
         ensure!(share >= 20, "only {share} % were decided by names");
         let programs = mode != Mode::Off;
         let had = [*bounced > 50, *over > 0, *stamped > 100];
         ensure!(had == [programs; 3], "enough bounced, over, stamped: {had:?}");
         ensure!((*datagrams > 50) == (programs && asks), "{datagrams} datagrams were dropped early");
         self.live.check(programs.then_some(asks))
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mix, bounced, bounced_by_name_over: over, bounced_datagrams: datagrams, stamped, live } =
+            self;
+        let share = self.share_of_names();
+        write!(
+            f,
+            "{mix}; {share} % decided by names; {bounced} dropped early, {over} of them after a name was over, \
+             {datagrams} of them datagrams, {stamped} stamped; {live}"
+        )
     }
 }
 
@@ -380,18 +392,24 @@ fn what_static_rules_accept_is_never_dropped_early() -> Result<()> {
     let seed = r#gen::seed();
     eprintln!("FW_SEED={seed}");
     let mut rng = Rng::new(seed);
-    let (mut all, mut all_dropped) = (Mix::default(), 0);
+    let mut all = Mix::default();
     for (mode, asks) in [(Mode::Native, true), (Mode::Generic, true), (Mode::Tcx, true), (Mode::Tcx, false)] {
-        let result = with_and_without(mode, asks, &mut rng);
-        let (mix, dropped) = result.with_context(|| format!("FW_SEED={seed} {} {asks}", mode.name()))?;
+        let (mut mix, mut dropped) = (Mix::default(), 0);
+        // Not every set of policies leaves the early drop enough to do.
+        for _ in 0..3 {
+            let round = with_and_without(mode, asks, &mut rng);
+            let (round, bounced) = round.with_context(|| format!("FW_SEED={seed} {} {asks}", mode.name()))?;
+            mix.add(&round);
+            dropped += bounced;
+            if dropped > 15 {
+                break;
+            }
+        }
         eprintln!("{}, conntrack asked: {asks}: {mix}; {dropped} dropped early", mode.name());
-        ensure!(dropped > 0, "FW_SEED={seed} {}: the early drop had nothing to do", mode.name());
+        ensure!(dropped > 15, "FW_SEED={seed} {}: the early drop had little to do", mode.name());
         all.add(&mix);
-        all_dropped += dropped;
     }
-    all.check().with_context(|| format!("FW_SEED={seed}"))?;
-    ensure!(all_dropped > 50, "FW_SEED={seed}: the early drop had little to do: {all_dropped}");
-    Ok(())
+    all.check().with_context(|| format!("FW_SEED={seed}"))
 }
 
 fn run(mode: Mode, asks: bool) -> Result<()> {
@@ -399,12 +417,18 @@ fn run(mode: Mode, asks: bool) -> Result<()> {
     eprintln!("FW_SEED={seed} {}", mode.name());
     let mut rng = Rng::new(seed);
     let mut tally = Tally::default();
-    for round in 0..ROUNDS * soak_factor() {
+    let rounds = ROUNDS * soak_factor();
+    for round in 0..3 * rounds {
+        // Not every seed brings enough of everything in as many rounds.
+        if round >= rounds && tally.check(mode, asks).is_ok() {
+            break;
+        }
         // The default, one in the middle, and one at the upper end.
         let mark_mask = *rng.pick(&[0x00ff_ffff, 0x000f_ff00, 0xfff0_0000]).context("three")?;
         play(mode, asks, mark_mask, &mut rng, &mut tally)
             .with_context(|| format!("FW_SEED={seed} {} round {round}", mode.name()))?;
     }
+    eprintln!("{}: {tally}", mode.name());
     tally.check(mode, asks).with_context(|| format!("FW_SEED={seed}"))
 }
 
