@@ -1,6 +1,6 @@
 //! Intrusion detection: a real suricata on an interface of the firewall, and sockets and logs that misbehave.
 
 mod alerts;
-mod field;
+pub(crate) mod field;
 mod real;
 mod socket;

@@ -105,8 +105,17 @@ fn ceiling(highest: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|top| *top >= highest).unwrap_or(highest)
 }
 
+/// Those that rise highest first, for not all have room in the legend.
+fn by_height(series: &[Named]) -> Vec<Named> {
+    let height = |(_, series): &Named| series.points.iter().map(|(_, value)| *value).fold(0.0, f64::max);
+    let mut sorted = series.to_vec();
+    sorted.sort_by(|one, other| height(other).total_cmp(&height(one)).then_with(|| one.0.cmp(&other.0)));
+    sorted
+}
+
 fn draw_lines(svg: &mut String, frame: Frame, panel: &Panel, series: &[Named], span: (f64, f64)) {
     let [left, top, width, height] = frame;
+    let series = &by_height(series);
     let shown = series.len().min(LEGENDS);
     let plot =
         [left + 58.0, top + 32.0, width - 70.0, height - 32.0 - 26.0 - 15.0 * (shown as f64 / 2.0).ceil()];
