@@ -54,7 +54,10 @@ fn overflow(label: &str, signal: Signal) -> Result<()> {
     stage.end_client(signal)?;
     stage.send_numbered(SENT..SENT + MORE)?;
     stage.start_client(&arguments)?;
-    ensure!(stage.metric("droptailer_spool_records")? >= waiting, "what was on disk is not there");
+    eventually("what was on disk is there", || {
+        // Its socket comes a moment later than the program.
+        Ok(stage.metric("droptailer_spool_records").is_ok_and(|records| records >= waiting))
+    })?;
     stage.send_numbered(SENT + MORE..SENT + 2 * MORE)?;
     let lost_again = settle(&stage, MORE)?;
     let unseen = stage.metric("droptailer_lost_packets_total{cause=\"overrun\"}")?;
