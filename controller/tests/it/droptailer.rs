@@ -7,4 +7,4 @@ mod outage;
 mod packets;
 mod renewal;
 mod spool;
-mod stage;
+pub(crate) mod stage;

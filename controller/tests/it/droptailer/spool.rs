@@ -10,7 +10,7 @@ use super::stage::{Stage, losses, lost, number, shown};
 use crate::daemon::{PATIENCE, eventually};
 use crate::rig::firewall_with;
 
-/// Records of one MiB are some three thousand.
+/// Records of one MiB are some two thousand.
 const SENT: u32 = 12_000;
 const MORE: u32 = 500;
 

@@ -21,7 +21,7 @@ const PORT: u16 = 50_051;
 pub(super) type Record = BTreeMap<String, String>;
 
 /// The program, built beside the controller.
-pub(super) fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     let path = PathBuf::from(BINARY).with_file_name("droptailer");
     ensure!(path.is_file(), "{} is missing: cargo build --workspace", path.display());
     Ok(path)
