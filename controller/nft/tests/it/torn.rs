@@ -221,7 +221,7 @@ fn edit_own_table(neighbour: &mut Neighbour, round: u32) {
     match round % 4 {
         0 | 2 => {
             large(neighbour);
-            neighbour.send(if round % 4 == 0 { Finish::Commit } else { Finish::DryRun });
+            neighbour.send(if round.is_multiple_of(4) { Finish::Commit } else { Finish::DryRun });
         }
         1 => {
             for index in 0..300 {
