@@ -1,5 +1,6 @@
 //! Reads the kernel's ruleset, all tables of all families, in one pass and of one generation.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,7 +8,8 @@ use std::time::{Duration, Instant};
 use fw_netlink::attr::{DecodeError, Writer};
 use fw_netlink::message::{Head, Message, flag, subsystem};
 use fw_netlink::nft::reading::{Match, RuleReader, Test};
-use fw_netlink::nft::{ChainView, CounterView, Generation, RuleView, SetView, TableView, message};
+use fw_netlink::nft::steady::{self, RuleOrder};
+use fw_netlink::nft::{ChainView, CounterView, RuleView, SetView, TableView, message};
 use fw_netlink::socket::{Socket, SocketError};
 
 use crate::labels::{Collector, Elements, Matches};
@@ -114,22 +116,25 @@ fn attempt(options: ReadOptions) -> Result<Option<Figures>, SocketError> {
     let mut socket = Socket::open()?;
     // A second socket for the elements of anonymous sets: a socket runs one dump at a time.
     let mut reader = Reader::new(options, Socket::open()?);
-    let Some(before) = settled(&mut socket)? else { return Ok(None) };
+    let Some(before) = steady::settled(&mut socket)? else { return Ok(None) };
     dump(&mut socket, message::GET_TABLE, |_| {}, |family, message| reader.table(family, message))?;
     dump(&mut socket, message::GET_CHAIN, |_| {}, |family, message| reader.chain(family, message))?;
     let select = |w: &mut Writer<'_>| CounterView::select_all(w);
     dump(&mut socket, message::GET_OBJECT, select, |family, message| reader.counter(family, message))?;
     // Chain by chain: of one dump of them all each datagram goes on by counting rules from the very first.
     let chains: Vec<ChainKey> = reader.chains.keys().cloned().collect();
-    for (family, table, chain) in &chains {
+    for key in &chains {
+        let (family, table, chain) = key;
         let head = Head { family: *family, ..head(message::GET_RULE, flag::DUMP) };
+        reader.begin_chain();
         let each = |message: &Message<'_>| {
             reader.rule(*family, message);
             Ok(())
         };
         socket.request(head, |w| RuleView::select(w, table, chain), each)?;
+        reader.end_chain(key);
     }
-    let same = generation(&mut socket)? == before;
+    let same = steady::generation(&mut socket)? == before;
     match reader.failure.take() {
         // What a rule names was gone, or changed: an answer of another generation.
         Some(SocketError::Refused(_) | SocketError::Interrupted) => Ok(None),
@@ -140,27 +145,6 @@ fn attempt(options: ReadOptions) -> Result<Option<Figures>, SocketError> {
 
 fn head(message: u8, flags: u16) -> Head {
     Head { subsystem: subsystem::NFTABLES, message, flags, family: 0, resource: 0, sequence: 0 }
-}
-
-fn generation(socket: &mut Socket) -> Result<u32, SocketError> {
-    let mut id = 0;
-    let take = |message: &Message<'_>| {
-        id = Generation::decode(message.attrs())?.id;
-        Ok(())
-    };
-    socket.ask(head(message::GET_GENERATION, 0), |_| {}, take)?;
-    Ok(id)
-}
-
-/// The generation, when no commit is under way; `None` when one was.
-///
-/// A commit raises the generation's number first and shows its rules a moment later (nf_tables_commit). A dump that begins
-/// between the two has the new number and changes under it, and nothing in it tells: rules came twice. A transaction waits
-/// for the one before it to end, and an empty one changes nothing.
-fn settled(socket: &mut Socket) -> Result<Option<u32>, SocketError> {
-    let before = generation(socket)?;
-    socket.empty_transaction(subsystem::NFTABLES)?;
-    Ok((generation(socket)? == before).then_some(before))
 }
 
 fn dump(
@@ -191,8 +175,9 @@ struct Reader {
     sets: Socket,
     interfaces: Interfaces,
     failure: Option<SocketError>,
-    /// Where the last rule stood, and its handle.
-    last: Option<(ChainKey, u64)>,
+    /// Of the rules of the chain that is read.
+    order: RuleOrder,
+    count: u64,
     /// Rules came twice or were skipped.
     out_of_order: bool,
     /// Distinct label values that were cut, by hash: bytes and packets have the same.
@@ -209,7 +194,8 @@ impl Reader {
             sets,
             interfaces: Interfaces::default(),
             failure: None,
-            last: None,
+            order: RuleOrder::default(),
+            count: 0,
             out_of_order: false,
             cut: BTreeSet::new(),
         }
@@ -247,7 +233,8 @@ impl Reader {
 
     fn rule(&mut self, family: u8, message: &Message<'_>) {
         let Some(rule) = self.readable(RuleView::decode(message.attrs())) else { return };
-        self.follow((family, rule.table.to_vec(), rule.chain.to_vec()), &rule);
+        self.order.follow(rule.chain, rule.handle, rule.position);
+        self.count += 1;
         let Some(Some(counter)) = self.readable(rule.counter()) else { return };
         let mut reader = RuleReader::new(family);
         for expr in rule.exprs() {
@@ -291,20 +278,16 @@ impl Reader {
         });
     }
 
-    /// Counts a rule, and looks whether it comes after the one it says.
-    ///
-    /// A dump goes on in the next datagram by counting rules from the first (nf_tables_dump_rules), those included that a
-    /// transaction under way adds, which nothing else shows. So rules before that place may come again, and when the
-    /// transaction is given up, others are skipped; neither changes the generation. But each rule names the one before it.
-    fn follow(&mut self, chain: ChainKey, rule: &RuleView<'_>) {
-        let before = self.last.as_ref().filter(|(last, _)| *last == chain).map(|(_, handle)| *handle);
-        let count = self.chains.get_mut(&chain).map(|(_, rules)| {
-            *rules += 1;
-            *rules
-        });
-        let is_first = count == Some(1);
-        self.out_of_order |= count.is_none() || rule.position != before || is_first != before.is_none();
-        self.last = Some((chain, rule.handle));
+    fn begin_chain(&mut self) {
+        self.order = RuleOrder::default();
+        self.count = 0;
+    }
+
+    fn end_chain(&mut self, chain: &ChainKey) {
+        self.out_of_order |= self.order.is_broken();
+        if let Some((_, rules)) = self.chains.get_mut(chain) {
+            *rules = self.count;
+        }
     }
 
     fn unread(&mut self, name: &str) {
@@ -398,7 +381,7 @@ fn bounded(text: &str, cut: &mut BTreeSet<u64>) -> String {
 }
 
 /// nft's words for NFPROTO_*.
-fn family_name(family: u8) -> String {
+fn family_name(family: u8) -> Cow<'static, str> {
     let name = match family {
         1 => "inet",
         2 => "ip",
@@ -406,9 +389,9 @@ fn family_name(family: u8) -> String {
         5 => "netdev",
         7 => "bridge",
         10 => "ip6",
-        other => return other.to_string(),
+        other => return other.to_string().into(),
     };
-    name.to_owned()
+    name.into()
 }
 
 /// Names of interfaces by number, asked once a read.

@@ -196,13 +196,23 @@ impl Socket {
         &mut self,
         head: Head,
         fill: impl FnOnce(&mut Writer<'_>),
-        mut take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
+        take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
     ) -> Result<(), SocketError> {
+        if self.request_through(head, fill, take)?.torn { Err(SocketError::Interrupted) } else { Ok(()) }
+    }
+
+    /// As [`Self::request`], of what commits to the rest of the ruleset leave as it is.
+    pub fn request_through(
+        &mut self,
+        head: Head,
+        fill: impl FnOnce(&mut Writer<'_>),
+        mut take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
+    ) -> Result<Answered, SocketError> {
         let dump = head.flags & flag::DUMP != 0;
         // Without a dump the acknowledgement tells where the answer ends.
         let flags = if dump { head.flags } else { head.flags | flag::ACK };
         let sequence = self.send_request(Head { flags, ..head }, fill)?;
-        let mut answer = Answer { sequence, torn: false, failure: None };
+        let mut answer = Answer { sequence, answered: Answered::default(), failure: None };
         let deadline = Instant::now() + ANSWER;
         loop {
             match self.receive_now() {
@@ -394,10 +404,19 @@ impl AsRawFd for Socket {
     }
 }
 
+/// How an answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Answered {
+    /// True when others committed while a dump was read (NLM_F_DUMP_INTR).
+    pub torn: bool,
+    /// Datagrams that held something. One is written in one go; each further one goes on by counting.
+    pub parts: u32,
+}
+
 /// The answer to one request while it is read.
 struct Answer {
     sequence: u32,
-    torn: bool,
+    answered: Answered,
     failure: Option<SocketError>,
 }
 
@@ -412,7 +431,8 @@ impl Answer {
         &mut self,
         datagram: &[u8],
         take: &mut impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
-    ) -> Option<Result<(), SocketError>> {
+    ) -> Option<Result<Answered, SocketError>> {
+        let mut is_part = false;
         for message in Messages::new(datagram) {
             let message = match message {
                 Ok(message) if message.sequence == self.sequence => message,
@@ -422,12 +442,13 @@ impl Answer {
                     break;
                 }
             };
-            self.torn |= message.flags & flag::DUMP_INTR != 0;
+            self.answered.torn |= message.flags & flag::DUMP_INTR != 0;
             let end = match message.kind {
                 kind::ERROR => message.ack().map_err(SocketError::from),
                 kind::DONE => Ok(Ack { errno: message.done(), ..Ack::default() }),
                 _ if self.failure.is_some() => continue,
                 _ => {
+                    self.answered.parts += u32::from(!std::mem::replace(&mut is_part, true));
                     if let Err(error) = take(&message) {
                         self.fail(error);
                     }
@@ -439,15 +460,13 @@ impl Answer {
         None
     }
 
-    fn end(&mut self, ack: Result<Ack, SocketError>) -> Result<(), SocketError> {
+    fn end(&mut self, ack: Result<Ack, SocketError>) -> Result<Answered, SocketError> {
         let ack = ack?;
         match self.failure.take() {
             Some(error) => Err(error),
-            None if ack.errno == libc::EINTR || (ack.errno == 0 && self.torn) => {
-                Err(SocketError::Interrupted)
-            }
+            None if ack.errno == libc::EINTR => Err(SocketError::Interrupted),
             None if ack.errno != 0 => Err(SocketError::Refused(ack)),
-            None => Ok(()),
+            None => Ok(self.answered),
         }
     }
 }

@@ -109,8 +109,7 @@ impl Transaction {
                     name: TABLE.to_owned(),
                     flags: table_flags,
                     userdata: table_userdata(),
-                    owner: None,
-                    handle: None,
+                    ..KernelTable::default()
                 };
                 self.push(index, message::NEW_TABLE, create, |w| table.encode(w));
             }

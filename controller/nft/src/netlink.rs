@@ -2,28 +2,23 @@
 
 mod elements;
 mod interferers;
+mod reads;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use fw_netlink::attr::DecodeError;
 use fw_netlink::batch::{Batch, Encoded, Finish};
-use fw_netlink::message::{Ack, Head, Message, flag, subsystem};
-use fw_netlink::nft::{
-    Chain, Counter, Generation, INET, NamedCounter, Rule, RuleTally, Set, Table as KernelTable, UdpTimeout,
-    decode_elements, elements_request, message, table_flag, udata,
-};
+use fw_netlink::message::{Ack, Head, subsystem};
+use fw_netlink::nft::{Counter, INET, Table as KernelTable, message, steady, table_flag, udata};
 use fw_netlink::socket::{Outcome, Socket, SocketError};
-use fw_ruleset::ir::{CtTimeout, TABLE};
+use fw_ruleset::ir::TABLE;
 use fw_ruleset::{Count, Counts, Plan, Ruleset};
 
 use crate::encode::{MARK, Position, Transaction, encode_plan, sequence_numbers, table_userdata};
 use crate::error::Error;
-use crate::error::libc_errno::{EPERM, ERESTART};
-use crate::kernel::{ElementChange, Foreign, Kernel, Receipt, Step, Table, TimedElement};
+use crate::error::libc_errno::{ENOENT, EPERM, ERESTART};
+use crate::kernel::{ElementChange, Kernel, Receipt, Step, Table, TimedElement};
 use crate::monitor::Monitor;
-use crate::observe::{Observed, ObservedChain, ObservedRule, ObservedSet, add};
 use crate::probe::{Features, ProbeError};
 
 /// How often a transaction is sent again when others committed in between.
@@ -126,7 +121,7 @@ impl NetlinkKernel {
             match read(self) {
                 Err(SocketError::Interrupted) => {}
                 // Objects vanished between two requests of one read.
-                Err(SocketError::Refused(ack)) if ack.errno == crate::error::libc_errno::ENOENT => {}
+                Err(SocketError::Refused(ack)) if ack.errno == ENOENT => {}
                 other => return other.map_err(Error::from),
             }
         }
@@ -134,50 +129,30 @@ impl NetlinkKernel {
     }
 
     fn get_generation(&mut self) -> Result<u32, SocketError> {
-        let head =
-            Head { subsystem: subsystem::NFTABLES, message: message::GET_GENERATION, ..Head::default() };
-        let mut id = None;
-        self.socket.request(
-            head,
-            |_| {},
-            |answer| {
-                id = Some(Generation::decode(answer.attrs())?.id);
-                Ok(())
-            },
-        )?;
-        id.ok_or(SocketError::Decode(DecodeError::Missing(1)))
+        steady::generation(&mut self.socket)
     }
 
-    fn dump(
-        &mut self,
-        message: u8,
-        fill: impl FnOnce(&mut fw_netlink::attr::Writer<'_>),
-        take: impl FnMut(&Message<'_>) -> Result<(), DecodeError>,
-    ) -> Result<(), SocketError> {
+    /// The table with our name, whosever it is. Asked by name: a list of all tables goes on by counting them.
+    fn find_table(&mut self) -> Result<Option<KernelTable>, SocketError> {
         let head = Head {
             subsystem: subsystem::NFTABLES,
-            message,
-            flags: flag::DUMP,
+            message: message::GET_TABLE,
             family: INET,
             ..Head::default()
         };
-        self.socket.request(head, fill, take)
-    }
-
-    fn find_table(&mut self) -> Result<Option<KernelTable>, SocketError> {
         let mut found = None;
-        self.dump(
-            message::GET_TABLE,
-            |_| {},
+        let asked = self.socket.ask(
+            head,
+            |w| KernelTable::name(w, TABLE),
             |answer| {
-                let table = KernelTable::decode(answer.attrs())?;
-                if table.name == TABLE {
-                    found = Some(table);
-                }
+                found = Some(KernelTable::decode(answer.attrs())?);
                 Ok(())
             },
-        )?;
-        Ok(found)
+        );
+        match asked {
+            Err(SocketError::Refused(ack)) if ack.errno == ENOENT => Ok(None),
+            other => other.map(|()| found),
+        }
     }
 
     /// An orphan of ours becomes our socket's.
@@ -187,8 +162,7 @@ impl NetlinkKernel {
             name: TABLE.to_owned(),
             flags,
             userdata: table_userdata(),
-            owner: None,
-            handle: None,
+            ..KernelTable::default()
         };
         let mut batch = Batch::new(subsystem::NFTABLES, None, self.socket.reserve(3));
         batch.push(message::NEW_TABLE, 0, INET, |w| table.encode(w));
@@ -202,150 +176,6 @@ impl NetlinkKernel {
                 Err(if errno == EPERM { self.taken() } else { Error::Whole { errno } })
             }
         }
-    }
-
-    fn read_contents(&mut self) -> Result<Observed, SocketError> {
-        let generation = self.get_generation()?;
-        let mut observed = Observed { generation, owned: self.owned, ..Observed::default() };
-        self.dump(
-            message::GET_CHAIN,
-            |w| Chain::select(w, TABLE),
-            |answer| {
-                let chain = Chain::decode(answer.attrs())?;
-                if chain.table == TABLE {
-                    observed.chains.insert(chain.name, ObservedChain { base: chain.base, rules: Vec::new() });
-                }
-                Ok(())
-            },
-        )?;
-        self.dump(
-            message::GET_RULE,
-            |w| Rule::select(w, TABLE),
-            |answer| {
-                let rule = Rule::decode(answer.attrs())?;
-                if rule.table == TABLE {
-                    let comment = udata::find_comment(&rule.userdata);
-                    let chain = observed.chains.entry(rule.chain).or_default();
-                    chain.rules.push(ObservedRule::new(rule.exprs, comment));
-                }
-                Ok(())
-            },
-        )?;
-        self.dump(
-            message::GET_SET,
-            |w| Set::select(w, TABLE),
-            |answer| {
-                let definition = Set::decode(answer.attrs())?;
-                if definition.table == TABLE && definition.flags & Set::ANONYMOUS == 0 {
-                    let name = definition.name.clone();
-                    observed.sets.insert(name, ObservedSet { definition, elements: Vec::new() });
-                }
-                Ok(())
-            },
-        )?;
-        for (name, set) in &mut observed.sets {
-            if ObservedSet::has_own_life(&set.definition) {
-                continue;
-            }
-            self.dump(
-                message::GET_ELEMENTS,
-                |w| elements_request(w, TABLE, name),
-                |answer| {
-                    let (_, _, elements) = decode_elements(answer.attrs())?;
-                    set.elements.extend(elements);
-                    Ok(())
-                },
-            )?;
-        }
-        observed.counters = self.named_counters()?;
-        observed.timeouts = self.timeout_policies()?;
-        // Nobody else can have changed a table that is ours; else the parts must be of one generation.
-        if self.owned || self.get_generation()? == generation {
-            Ok(observed)
-        } else {
-            Err(SocketError::Interrupted)
-        }
-    }
-
-    fn named_counters(&mut self) -> Result<BTreeMap<String, Count>, SocketError> {
-        let mut counters = BTreeMap::new();
-        self.dump(
-            message::GET_OBJECT,
-            |w| NamedCounter::select(w, TABLE),
-            |answer| {
-                match NamedCounter::decode(answer.attrs())? {
-                    Some(object) if object.table == TABLE => {
-                        counters.insert(object.name, count(object.counter));
-                    }
-                    _ => {}
-                }
-                Ok(())
-            },
-        )?;
-        Ok(counters)
-    }
-
-    fn timeout_policies(&mut self) -> Result<BTreeMap<String, CtTimeout>, SocketError> {
-        let mut policies = BTreeMap::new();
-        self.dump(
-            message::GET_OBJECT,
-            |w| UdpTimeout::select(w, TABLE),
-            |answer| {
-                if let Some(object) = UdpTimeout::decode(answer.attrs())?
-                    && object.table == TABLE
-                {
-                    // One that is not of our making equals none that we would want.
-                    let same = object.unreplied == object.replied && object.family == Some(u16::from(INET));
-                    let seconds = if same { object.replied } else { 0 };
-                    policies.insert(object.name, CtTimeout { seconds });
-                }
-                Ok(())
-            },
-        )?;
-        Ok(policies)
-    }
-
-    fn tallies(&mut self, mut take: impl FnMut(RuleTally)) -> Result<(), SocketError> {
-        self.dump(
-            message::GET_RULE,
-            |w| Rule::select(w, TABLE),
-            |answer| {
-                let tally = RuleTally::decode(answer.attrs())?;
-                if tally.table == TABLE {
-                    take(tally);
-                }
-                Ok(())
-            },
-        )
-    }
-
-    fn read_foreign(&mut self) -> Result<Foreign, SocketError> {
-        let mut comments: BTreeMap<String, Count> = BTreeMap::new();
-        self.tallies(|tally| {
-            if let (Some(comment), Some(counter)) = (tally.comment, tally.counter) {
-                add(comments.entry(comment).or_default(), count(counter));
-            }
-        })?;
-        Ok(Foreign { named: self.named_counters()?, comments })
-    }
-
-    fn read_counts(&mut self) -> Result<Counts, SocketError> {
-        let mut counts = Counts::default();
-        let mut chain = String::new();
-        let mut position = 0;
-        self.tallies(|tally| {
-            // The kernel dumps chain by chain, each in order (nf_tables_dump_rules).
-            if tally.chain != chain {
-                chain = tally.chain;
-                position = 0;
-            }
-            if let Some(counter) = tally.counter {
-                counts.rules.insert((chain.clone(), position), count(counter));
-            }
-            position += 1;
-        })?;
-        counts.named = self.named_counters()?;
-        Ok(counts)
     }
 
     /// The generation to guard the next attempt with; `Stale` when our table was touched since it was known.

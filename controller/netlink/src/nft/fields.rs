@@ -3,31 +3,38 @@
 use crate::attr::{Attr, Attrs, DecodeError};
 
 /// Highest attribute number kept, plus one; nftables has none above 31.
-const SLOTS: usize = 32;
+const NUMBERS: u16 = 32;
 
 /// Attributes by number. Remembers which were asked for, so that a reader can notice what it does not understand.
+///
+/// They are looked for where they lie: a message has few, and a table of them would be written and moved for each of the
+/// dozen lists in a rule.
 pub(super) struct Fields<'a> {
-    slots: [Option<Attr<'a>>; SLOTS],
+    attrs: Attrs<'a>,
+    present: u32,
     strange: bool,
     asked: u32,
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn read(attrs: Attrs<'a>) -> Result<Self, DecodeError> {
-        let mut fields = Self { slots: [None; SLOTS], strange: false, asked: 0 };
+        let mut fields = Self { attrs, present: 0, strange: false, asked: 0 };
         for attr in attrs {
-            let attr = attr?;
-            match fields.slots.get_mut(usize::from(attr.kind)) {
-                Some(slot) => *slot = Some(attr),
-                None => fields.strange = true,
+            match attr?.kind {
+                kind @ 0..NUMBERS => fields.present |= 1 << kind,
+                _ => fields.strange = true,
             }
         }
         Ok(fields)
     }
 
+    /// The last attribute of a number.
     pub(super) fn get(&mut self, kind: u16) -> Option<Attr<'a>> {
         self.asked |= 1 << kind;
-        self.slots.get(usize::from(kind)).copied().flatten()
+        if self.present & (1 << kind) == 0 {
+            return None;
+        }
+        self.attrs.filter_map(Result::ok).filter(|attr| attr.kind == kind).last()
     }
 
     pub(super) fn need(&mut self, kind: u16) -> Result<Attr<'a>, DecodeError> {
@@ -75,8 +82,6 @@ impl<'a> Fields<'a> {
 
     /// True when every attribute present was asked for.
     pub(super) fn complete(&self) -> bool {
-        let unasked =
-            |(kind, slot): (usize, &Option<Attr<'_>>)| slot.is_some() && self.asked & (1 << kind) == 0;
-        !self.strange && !self.slots.iter().enumerate().any(unasked)
+        !self.strange && self.present & !self.asked == 0
     }
 }

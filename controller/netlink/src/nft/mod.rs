@@ -16,6 +16,7 @@ mod object;
 pub mod reading;
 mod rule;
 mod set;
+pub mod steady;
 mod table;
 pub mod udata;
 

@@ -62,6 +62,10 @@ pub struct RuleTally {
     pub table: String,
     /// Its chain.
     pub chain: String,
+    /// Number that no other object of the table has.
+    pub handle: u64,
+    /// Handle of the rule before it in the chain; `None` for the first.
+    pub position: Option<u64>,
     /// Its first anonymous counter.
     pub counter: Option<Counter>,
     /// Its comment.
@@ -74,7 +78,8 @@ impl RuleTally {
         let mut f = Fields::read(attrs)?;
         let counter = f.get(4).map(|list| first_counter(list.nested())).transpose()?.flatten();
         let comment = f.get(7).and_then(|a| udata::find_comment(a.value));
-        Ok(Self { table: f.text(1)?, chain: f.text(2)?, counter, comment })
+        let (handle, position) = (f.be64_or(3, 0)?, f.get(6).map(|a| a.be64()).transpose()?);
+        Ok(Self { table: f.text(1)?, chain: f.text(2)?, handle, position, counter, comment })
     }
 }
 

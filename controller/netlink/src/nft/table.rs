@@ -24,6 +24,8 @@ pub struct Table {
     pub owner: Option<u32>,
     /// Number that no other table ever had. Not written.
     pub handle: Option<u64>,
+    /// Chains, sets and objects in it; sets without a name that were there and are gone stay counted. Not written.
+    pub uses: u32,
 }
 
 impl Table {
@@ -45,6 +47,7 @@ impl Table {
             userdata: f.get(6).map(|a| a.value.to_vec()).unwrap_or_default(),
             owner: f.be32_opt(7)?,
             handle: f.get(4).map(|a| a.be64()).transpose()?,
+            uses: f.be32_or(3, 0)?,
         })
     }
 

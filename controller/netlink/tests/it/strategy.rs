@@ -172,8 +172,7 @@ pub(crate) fn table() -> impl Strategy<Value = Table> {
         name,
         flags,
         userdata,
-        owner: None,
-        handle: None,
+        ..Table::default()
     })
 }
 

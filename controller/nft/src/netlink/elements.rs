@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fw_netlink::batch::{Batch, Encoded, Finish};
 use fw_netlink::message::{Ack, Head, flag, subsystem};
-use fw_netlink::nft::{
-    Element, INET, Set as KernelSet, decode_elements, elements_request, encode_elements, message,
-};
+use fw_netlink::nft::{Element, INET, Set as KernelSet, decode_elements, encode_elements, message};
 use fw_netlink::socket::{Outcome, SocketError};
 use fw_ruleset::ir::{Key, Set, TABLE};
 
@@ -256,29 +254,14 @@ impl NetlinkKernel {
     pub(super) fn list_elements(&mut self, name: &str) -> Result<Vec<TimedElement>, Error> {
         let set = self.find_set(name)?.and_then(|definition| raise_definition(&definition));
         let set: Set = set.filter(crate::set::learned).ok_or(Error::Stale)?;
-        let mut list = self.steady(|kernel| {
-            let mut list = Vec::new();
-            let before = kernel.get_generation()?;
-            kernel.dump(
-                message::GET_ELEMENTS,
-                |w| elements_request(w, TABLE, name),
-                |answer| {
-                    let (_, _, elements) = decode_elements(answer.attrs())?;
-                    list.extend(elements.iter().filter_map(|element| raise_timed(&set, element)));
-                    Ok(())
-                },
-            )?;
-            // The kernel notices commits only between two parts of a dump, not within one (nf_tables_dump_set). Who
-            // owns the table commits on this thread.
-            if kernel.owned || kernel.get_generation()? == before {
-                Ok(list)
-            } else {
-                Err(SocketError::Interrupted)
+        let elements = self.steady(|kernel| {
+            if kernel.owned {
+                return kernel.read_timed_elements(name);
             }
+            kernel.between_commits(|kernel| kernel.read_timed_elements(name))
         })?;
+        let mut list: Vec<_> = elements.iter().filter_map(|element| raise_timed(&set, element)).collect();
         list.sort();
-        // A walk over a hash that grows or shrinks meanwhile begins anew and meets some twice (nft_rhash_walk).
-        list.dedup_by(|next, one| next.key == one.key);
         Ok(list)
     }
 }

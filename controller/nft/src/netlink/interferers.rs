@@ -2,7 +2,8 @@
 
 use fw_netlink::attr::{Attrs, DecodeError};
 use fw_netlink::message::{Head, Message, flag, subsystem};
-use fw_netlink::nft::{Chain, Ct, CtHelper, Expr, INET, Rule, Table, message};
+use fw_netlink::nft::steady::RuleOrder;
+use fw_netlink::nft::{Chain, Ct, CtHelper, Expr, INET, Rule, RuleView, Table, message};
 use fw_netlink::socket::SocketError;
 use fw_ruleset::ir::TABLE;
 
@@ -16,6 +17,10 @@ const TARGET_NAME: u16 = 1;
 impl NetlinkKernel {
     /// See [`crate::Kernel::interferers`].
     pub(super) fn read_interferers(&mut self) -> Result<Vec<String>, SocketError> {
+        self.between_commits(Self::list_interferers)
+    }
+
+    fn list_interferers(&mut self) -> Result<Vec<String>, SocketError> {
         let mut found = Vec::new();
         self.dump_of(
             0,
@@ -42,11 +47,14 @@ impl NetlinkKernel {
             Ok(())
         })?;
         for (family, table) in self.others()? {
+            let mut order = RuleOrder::default();
             self.dump_of(
                 family,
                 message::GET_RULE,
                 |w| Rule::select(w, &table),
                 |answer| {
+                    let view = RuleView::decode(answer.attrs())?;
+                    order.follow(view.chain, view.handle, view.position);
                     let rule = Rule::decode(answer.attrs())?;
                     if rule.table == table && rule.exprs.iter().any(may_set_zone) {
                         found.push(format!(
@@ -57,6 +65,9 @@ impl NetlinkKernel {
                     Ok(())
                 },
             )?;
+            if order.is_broken() {
+                return Err(SocketError::Interrupted);
+            }
         }
         found.sort();
         found.dedup();

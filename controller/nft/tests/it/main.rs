@@ -18,4 +18,5 @@ mod owner;
 mod refuse;
 mod sample;
 mod scale;
+mod torn;
 mod twin;
