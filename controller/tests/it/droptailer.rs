@@ -4,3 +4,4 @@ mod accounts;
 mod outage;
 mod packets;
 mod stage;
+mod stern;
