@@ -27,7 +27,7 @@ SOAKS := soak kills edits droplog droptailer:: names:: kube::outage kube::creden
 
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
-# What people see the drop log with, and so does one test; built as the API server is.
+# What people see the drop log with, and so does one test; built as the API server is. Without it that test fails.
 STERN := deploy/scripts/stern.sh
 
 .PHONY: help build demo cluster apiserver stern test lint bench soak fuzz bless static tools clean
@@ -52,7 +52,6 @@ stern: tools     ## build stern, which one test reads the drop log with
 	@$(STERN) build
 
 test: tools apiserver ## every test; needs root (network namespaces, nftables)
-	# Where it cannot be built, one test of all fails, and says so too.
 	-@$(STERN) build
 	$(CARGO) build --workspace --features fw-controller/fault-injection
 	$(MAKE) static

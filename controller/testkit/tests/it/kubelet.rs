@@ -91,7 +91,8 @@ spec: { nodeName: node, containers: [{ name: talker, image: example.com/talker }
 ";
     stage.cluster.apply(other).unwrap();
     let refusal = stage.logs(&["stranger"]).unwrap_err();
-    assert!(refusal.contains("/containerLogs/firewall/stranger/talker is nothing on this node"), "{refusal}");
+    assert!(refusal.contains("(NotFound)"), "{refusal}");
+    assert!(stage.kubelet.asked()[0].starts_with("GET /containerLogs/firewall/stranger/talker"));
     let refusal = stage.logs(&[&stage.pod, "--previous"]).unwrap_err();
     assert!(refusal.contains("previous=true is nothing that this kubelet can do"), "{refusal}");
 }

@@ -83,9 +83,9 @@ fn kubectl_logs_and_stern_print_the_line_of_a_denied_packet() -> Result<()> {
     command.env_remove("STERNCONFIG").env("HOME", home.path());
     command.arg("--kubeconfig").arg(cluster.kubeconfig()).args(["-n", NAMESPACE, "drop"]);
     let mut stern = Process::spawn(command)?;
-    stern.wait_for_line("40001", PATIENCE).context("what is there already")?;
+    stern.wait_for_line(r#""SPT":"40001""#, PATIENCE).context("what is there already")?;
     stage.send(&[packets[1].packet.clone()])?;
-    stern.wait_for_line("40002", PATIENCE).context("what comes while it follows")?;
+    stern.wait_for_line(r#""SPT":"40002""#, PATIENCE).context("what comes while it follows")?;
 
     let printed = drops(stage.server()?.lines());
     check(&printed, &packets)?;
