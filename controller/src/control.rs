@@ -12,6 +12,7 @@
 //! {"request": "undo-flush"}                   enforce again
 //! {"request": "metrics"}                      what `/metrics` shows, as text
 //! {"request": "enrich", "packets": […]}       which rule decided on packets, and why ([`fw_droptailer::control`])
+//! {"request": "nflog-group"}                  the NFLOG group that the rules in force log to
 //! {"request": "follow-early-drops"}           packets that eBPF programs drop, from now on, a line each
 //! ```
 //!
@@ -44,8 +45,8 @@ use crate::ids;
 use crate::packet_text;
 use crate::problems::Problems;
 use crate::published::Key;
-use crate::reconcile::View;
 use crate::reconcile::worker::Job;
+use crate::reconcile::{Judged, View};
 use crate::status::{self, Identification};
 use crate::{metrics, names};
 
@@ -101,6 +102,8 @@ pub enum Request {
         /// At most [`MOST_PACKETS`].
         packets: Vec<Question>,
     },
+    /// The NFLOG group that the rules in force log to.
+    NflogGroup,
     /// Packets that eBPF programs drop, from now on: the connection becomes a stream of
     /// [`fw_droptailer::control::Followed`].
     FollowEarlyDrops,
@@ -354,6 +357,7 @@ impl Server {
             Request::UndoFlush => self.ask(FLUSH, Job::UndoFlush).await.map(|()| Value::Null),
             Request::Metrics => self.metrics().await.map(Value::String),
             Request::Enrich { packets } => self.enrich(packets).await,
+            Request::NflogGroup => self.enforced().map(|judged| json!(judged.set.firewall.drop_log.group)),
             // It takes the whole connection, which is not here.
             Request::FollowEarlyDrops => Err("it cannot be followed here".to_owned()),
         };
@@ -362,6 +366,10 @@ impl Server {
 
     fn latest(&self) -> Arc<View> {
         Arc::clone(&self.view.borrow())
+    }
+
+    fn enforced(&self) -> Result<Arc<Judged>, String> {
+        self.latest().enforced.clone().ok_or_else(|| "what is in force was not compiled here yet".to_owned())
     }
 
     /// With counters of this moment; with the last known ones when the kernel is busy.
@@ -418,10 +426,7 @@ impl Server {
 
     /// Computed on another thread, one request at a time: everything else on this one goes on meanwhile.
     async fn enrich(&self, packets: Vec<Question>) -> Result<Value, String> {
-        let view = self.latest();
-        let Some(judged) = view.enforced.clone() else {
-            return Err("what is in force was not compiled here yet".to_owned());
-        };
+        let judged = self.enforced()?;
         let told = self.names.tell(packets.iter().map(enrich::asked).collect()).await;
         let busy = || "too many packets are asked about".to_owned();
         let place = timeout(ENRICH, Arc::clone(&self.enriching).acquire_owned()).await;

@@ -13,6 +13,7 @@ mod counters;
 mod early;
 mod enrich;
 mod figures;
+mod group;
 mod http;
 mod past;
 pub(crate) mod raw;
@@ -40,6 +41,7 @@ use crate::spool::{Limits, Recovered, SESSION_BYTES, Spool};
 use crate::tls::Files;
 use enrich::Enricher;
 use figures::{Figures, add};
+use group::{Asker, Group};
 use raw::Prefixes;
 use sender::{Backoff, Sender};
 use worker::{Item, Shared, Worker};
@@ -98,9 +100,9 @@ pub struct Options {
     /// Log prefixes that mean an accept, separated by commas [default: those that end in "accepted:"]
     #[arg(long, value_name = "PREFIXES", env = "DROPTAILER_PREFIXES_OF_ACCEPTS")]
     pub prefixes_of_accepts: Option<String>,
-    /// NFLOG group that the rules log to (nflogGroup of the Firewall)
-    #[arg(long, value_name = "GROUP", default_value_t = 1)]
-    pub nflog_group: u16,
+    /// NFLOG group that the rules log to [default: nflogGroup of the Firewall, as the controller says; 1 until it does]
+    #[arg(long, value_name = "GROUP")]
+    pub nflog_group: Option<u16>,
     /// Read the kernel's log lines from the journal in place of NFLOG (dropLog.to: kernel)
     #[arg(long, conflicts_with = "journal_out")]
     pub journal: bool,
@@ -274,8 +276,19 @@ fn start_reader(
         };
         return thread("journal", || source.run());
     }
+    let group = match options.nflog_group {
+        Some(group) => Group::fixed(group),
+        None => {
+            let directory = options.spool_directory.as_deref();
+            let asker = Asker::new(options.control_socket.clone(), directory, Arc::clone(stop));
+            let group = asker.group.clone();
+            // Never waited for: it may be asleep.
+            thread("group", || asker.run())?;
+            group
+        }
+    };
     let listener = reader::Listener {
-        group: options.nflog_group,
+        group,
         prefixes,
         queue,
         figures: Arc::clone(figures),

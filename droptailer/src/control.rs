@@ -7,13 +7,16 @@
 //!     "destination": "203.0.113.7", "protocol": 6, "ports": [40000, 443]}]}
 //! {"result": [{"rule": "count and log dropped packets", "fqdn": "www.example.com", "hint": "egress: …"}]}
 //!
+//! {"request": "nflog-group"}
+//! {"result": 1}
+//!
 //! {"request": "follow-early-drops"}
 //! {"result": null}
 //! {"early": {"tsUs": 1592400207000001, "in": "vrf104009", "frame": "020000000001…", "length": 74}}
 //! {"lost": 12}
 //! ```
 //!
-//! The second request turns the connection into a stream that ends with either side. The controller waits for no
+//! The last request turns the connection into a stream that ends with either side. The controller waits for no
 //! follower: what does not fit into the follower's queue is counted and said in the next `lost`.
 
 use std::net::IpAddr;

@@ -83,6 +83,8 @@ pub(crate) fn line(fields: &BTreeMap<String, String>) -> Option<String> {
             words.extend(fields.keys().filter(|key| key.starts_with("FRAG:")).cloned());
         }
     }
+    // Under pressure a record stands for packets of one flow; the kernel would have logged each.
+    words.extend(fields.get("COUNT").map(|count| format!("COUNT={count}")));
     line.push_str(&words.join(" "));
     Some(line)
 }

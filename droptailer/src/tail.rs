@@ -193,7 +193,7 @@ const YELLOW: &str = "33";
 const CYAN: &str = "36";
 const FAINT: &str = "2";
 
-/// `13:23:27.000001 Drop TCP 10.0.16.2:40000 → 1.2.3.4:443 (www.example.com) vrf104009→vlan179 SYN policy=web hint: …`
+/// `13:23:27.000001 drop TCP 10.0.16.2:40000 → 1.2.3.4:443 (www.example.com) vrf104009→vlan179 SYN policy=web hint: …`
 fn compact(fields: &BTreeMap<String, String>, color: bool) -> String {
     let paint = |code: &str, text: &str| {
         if color { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }

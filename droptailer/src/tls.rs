@@ -7,6 +7,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 use std::{fs, io};
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -65,6 +66,9 @@ pub enum TlsError {
     /// Clients cannot be checked with these authorities.
     #[error("cannot check clients")]
     Verifier(#[from] VerifierBuilderError),
+    /// The certificate is not valid any more.
+    #[error("{} has expired", .0.display())]
+    Expired(PathBuf),
     /// They changed while they were read.
     #[error("certificates change just now")]
     Changing,
@@ -129,6 +133,19 @@ impl Files {
         Ok((chain, key))
     }
 
+    /// An error when our certificate is over; one that cannot be read that far is judged by the other side.
+    fn not_expired(&self, now: SystemTime) -> Result<(), TlsError> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let ours = certificates(&self.certificate)?;
+        let read = ours.first().and_then(|certificate| x509_parser::parse_x509_certificate(certificate).ok());
+        match read {
+            Some((_, ours)) if u64::try_from(ours.validity().not_after.timestamp()).unwrap_or(0) < now => {
+                Err(TlsError::Expired(self.certificate.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn unusable(&self, source: rustls::Error) -> TlsError {
         TlsError::Unusable { path: self.certificate.clone(), source }
     }
@@ -188,7 +205,12 @@ impl<C> Reloading<C> {
         if self.files.stamp() == self.state().seen {
             return Look::Same;
         }
-        let (made, seen) = load(&self.files, self.make);
+        // At the start an expired one is better than none: a server may not look. Later the former one is.
+        let make = |files: &Files| {
+            files.not_expired(SystemTime::now())?;
+            (self.make)(files)
+        };
+        let (made, seen) = load(&self.files, make);
         let mut state = self.state();
         match made {
             Ok(made) => {
@@ -210,7 +232,7 @@ impl<C> Reloading<C> {
 }
 
 /// The three files as they were at one time: a key of one pair and a certificate of the next do not fit.
-fn load<C>(files: &Files, make: fn(&Files) -> Result<C, TlsError>) -> (Result<C, TlsError>, Stamp) {
+fn load<C>(files: &Files, make: impl Fn(&Files) -> Result<C, TlsError>) -> (Result<C, TlsError>, Stamp) {
     let before = files.stamp();
     let made = make(files);
     let made = if files.stamp() == before { made } else { Err(TlsError::Changing) };

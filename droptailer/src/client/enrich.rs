@@ -126,7 +126,7 @@ impl Enricher {
     }
 }
 
-fn read_line(connection: &mut BufReader<UnixStream>, deadline: Instant) -> io::Result<Vec<u8>> {
+pub(super) fn read_line(connection: &mut BufReader<UnixStream>, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -145,7 +145,7 @@ fn read_line(connection: &mut BufReader<UnixStream>, deadline: Instant) -> io::R
 }
 
 /// connect() waits while the listener's backlog is full (unix_stream_connect()); this one does not.
-fn connect_at_once(path: &std::path::Path) -> io::Result<UnixStream> {
+pub(super) fn connect_at_once(path: &std::path::Path) -> io::Result<UnixStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     match connect(socket.as_raw_fd(), &UnixAddr::new(path)?) {

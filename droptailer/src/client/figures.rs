@@ -23,7 +23,10 @@ pub(crate) struct Figures {
     pub(crate) acknowledged: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) failed_connections: AtomicU64,
+    pub(crate) certificates_loaded: AtomicU64,
+    pub(crate) certificates_failed: AtomicU64,
     pub(crate) connected: AtomicU64,
+    pub(crate) group: AtomicU64,
     pub(crate) streaming: AtomicU64,
     pub(crate) subscribers: AtomicU64,
     pub(crate) refused_subscribers: AtomicU64,
@@ -92,6 +95,16 @@ pub(crate) fn exposition(figures: &Figures, ledger: &Ledger, spool: &Spool) -> S
         "counter",
         &lost,
     );
+    let reloads = [
+        ("{outcome=\"loaded\"}", of(&figures.certificates_loaded)),
+        ("{outcome=\"failed\"}", of(&figures.certificates_failed)),
+    ];
+    text.family(
+        "certificate_reloads_total",
+        "Changes of the certificates' files, by whether they could be loaded.",
+        "counter",
+        &reloads,
+    );
     let skipped = [
         ("{reason=\"rate\"}", of(&figures.too_fast)),
         ("{reason=\"controller\"}", of(&figures.no_controller)),
@@ -109,6 +122,7 @@ pub(crate) fn exposition(figures: &Figures, ledger: &Ledger, spool: &Spool) -> S
         &[("", spool.disk_errors())],
     );
     for (name, help, value) in [
+        ("nflog_group", "NFLOG group that is listened to.", of(&figures.group)),
         ("queue_packets", "Packets between reader and worker.", of(&figures.queue)),
         ("spool_records", "Records that wait for the server.", spool.waiting()),
         (

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-use fw_netlink::nflog::{NflogError, Options, Reader};
+use fw_netlink::nflog::{NflogError, Options, Packet, Reader};
 use tracing::{info, warn};
 
 use super::counters::{Counters, holder};
-use super::figures::{Figures, add};
+use super::figures::{Figures, add, put};
+use super::group::Group;
 use super::raw::{Prefixes, Raw};
 use super::settle::Settlement;
 use super::worker::Item;
@@ -24,7 +25,7 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// What the thread needs.
 pub(crate) struct Listener {
-    pub(crate) group: u16,
+    pub(crate) group: Group,
     pub(crate) prefixes: Prefixes,
     pub(crate) queue: SyncSender<Item>,
     pub(crate) figures: Arc<Figures>,
@@ -48,26 +49,16 @@ pub(crate) type Beginning = Box<dyn Watch + Send>;
 impl Listener {
     /// Until it is stopped.
     pub(crate) fn run(mut self) {
-        let mut complained = None;
+        let mut complaint = Complaint::default();
         while !self.is_stopped() {
             match self.open() {
-                Ok((reader, counters)) => {
-                    info!("listening to NFLOG group {}", self.group);
-                    complained = None;
-                    if let Err(error) = self.read(reader, counters) {
+                Ok((open, counters)) => {
+                    complaint = Complaint::default();
+                    if let Err(error) = self.read(open, counters) {
                         warn!("{}", chain(&error));
                     }
                 }
-                Err(error) => {
-                    let text = match &error {
-                        NflogError::Busy(group) => format!("{error}: {}", holder(*group)),
-                        _ => chain(&error),
-                    };
-                    if complained.as_ref() != Some(&text) {
-                        warn!("waiting: {text}");
-                        complained = Some(text);
-                    }
-                }
+                Err(error) => complaint.say(&error),
             }
             self.rest();
         }
@@ -85,10 +76,9 @@ impl Listener {
     }
 
     /// The counters first: what is logged before we listen is missed, and known to be.
-    fn open(&mut self) -> Result<(Reader, Option<(Counters, Settlement)>), NflogError> {
+    fn open(&mut self) -> Result<(Open, Option<(Counters, Settlement)>), NflogError> {
         let counters = Counters::open().and_then(|mut counters| Ok((counters.read()?, counters)));
-        // A packet that waits for others waits for 10 ms at most.
-        let reader = Reader::open(Options { timeout: 1, ..Options::group(self.group) })?;
+        let open = self.open_group()?;
         let counters = match counters {
             Ok((counted, counters)) => {
                 let missed = self.beginning.begin(counted);
@@ -100,38 +90,36 @@ impl Listener {
                 None
             }
         };
-        Ok((reader, counters))
+        Ok((open, counters))
     }
 
-    fn read(
-        &mut self,
-        mut reader: Reader,
-        counters: Option<(Counters, Settlement)>,
-    ) -> Result<(), NflogError> {
+    fn open_group(&self) -> Result<Open, NflogError> {
+        let group = self.group.get();
+        // A packet that waits for others waits for 10 ms at most.
+        let reader = Reader::open(Options { timeout: 1, ..Options::group(group) })?;
+        put(&self.figures.group, group.into());
+        info!("listening to NFLOG group {group}");
+        Ok(Open { reader, group, missing: 0, overruns: 0 })
+    }
+
+    fn read(&mut self, mut open: Open, counters: Option<(Counters, Settlement)>) -> Result<(), NflogError> {
         let begin = Instant::now();
         let (mut counters, mut settlement) = match counters {
             Some((counters, settlement)) => (Some(counters), settlement),
             None => (None, Settlement::new(0)),
         };
-        let (mut missing, mut overruns) = (0, 0);
         let mut looked = begin;
+        let mut other = OtherGroup::default();
         while !self.is_stopped() {
-            let mut ours = 0;
+            if self.group.get() != open.group
+                && let Some(next) = other.open(self)
+            {
+                self.drain(&mut open, &mut settlement)?;
+                open = next;
+            }
             // Also where packets keep coming the socket is found empty between two of them.
             let wait = if looked.elapsed() >= TICK { Duration::ZERO } else { TICK };
-            let read = reader.read(wait, |packet| ours += u64::from(self.take(packet)))?;
-            let loss = reader.loss();
-            let gaps = loss.packets + loss.malformed;
-            let lost = settlement.deliver(ours, gaps - missing);
-            missing = gaps;
-            if lost > 0 {
-                self.ledger.lose(Cause::SequenceGap, lost);
-            }
-            add(&self.figures.logged, ours);
-            add(&self.figures.overruns, loss.overruns - overruns);
-            let is_empty = read == 0 && loss.overruns == overruns;
-            overruns = loss.overruns;
-            if is_empty {
+            if !self.take_all(&mut open, wait, &mut settlement)? {
                 looked = Instant::now();
                 self.settle(&mut settlement, &mut counters, looked.duration_since(begin));
             }
@@ -139,8 +127,38 @@ impl Listener {
         Ok(())
     }
 
+    /// What rules logged to a group before they went over to another one. The counters go on: what is missed meanwhile
+    /// is known.
+    fn drain(&self, open: &mut Open, settlement: &mut Settlement) -> Result<(), NflogError> {
+        let until = Instant::now() + AGAIN;
+        while Instant::now() < until && self.take_all(open, TICK, settlement)? {}
+        Ok(())
+    }
+
+    /// False: there was nothing.
+    fn take_all(
+        &self,
+        open: &mut Open,
+        wait: Duration,
+        settlement: &mut Settlement,
+    ) -> Result<bool, NflogError> {
+        let mut ours = 0;
+        let read = open.reader.read(wait, |packet| ours += u64::from(self.take(packet)))?;
+        let loss = open.reader.loss();
+        let gaps = loss.packets + loss.malformed;
+        let lost = settlement.deliver(ours, gaps - open.missing);
+        if lost > 0 {
+            self.ledger.lose(Cause::SequenceGap, lost);
+        }
+        add(&self.figures.logged, ours);
+        let overruns = loss.overruns - open.overruns;
+        add(&self.figures.overruns, overruns);
+        (open.missing, open.overruns) = (gaps, loss.overruns);
+        Ok(read > 0 || overruns > 0)
+    }
+
     /// True: one of ours.
-    fn take(&self, packet: &fw_netlink::nflog::Packet<'_>) -> bool {
+    fn take(&self, packet: &Packet<'_>) -> bool {
         let Some(action) = self.prefixes.action(packet.prefix) else {
             add(&self.figures.foreign, 1);
             return false;
@@ -172,6 +190,57 @@ impl Listener {
                     *counters = None;
                 }
             }
+        }
+    }
+}
+
+/// A group that is listened to, and what it has lost so far.
+struct Open {
+    reader: Reader,
+    group: u16,
+    missing: u64,
+    overruns: u64,
+}
+
+/// The group that rules log to now, which somebody else may still listen to.
+#[derive(Default)]
+struct OtherGroup {
+    tried: Option<Instant>,
+    complaint: Complaint,
+}
+
+impl OtherGroup {
+    fn open(&mut self, listener: &Listener) -> Option<Open> {
+        if self.tried.is_some_and(|tried| tried.elapsed() < AGAIN) {
+            return None;
+        }
+        match listener.open_group() {
+            Ok(open) => {
+                *self = Self::default();
+                Some(open)
+            }
+            Err(error) => {
+                self.tried = Some(Instant::now());
+                self.complaint.say(&error);
+                None
+            }
+        }
+    }
+}
+
+/// Why there is no listening, said once.
+#[derive(Default)]
+struct Complaint(Option<String>);
+
+impl Complaint {
+    fn say(&mut self, error: &NflogError) {
+        let text = match error {
+            NflogError::Busy(group) => format!("{error}: {}", holder(*group)),
+            _ => chain(error),
+        };
+        if self.0.as_ref() != Some(&text) {
+            warn!("waiting: {text}");
+            self.0 = Some(text);
         }
     }
 }

@@ -130,7 +130,8 @@ impl Sender {
             Some(reloading) => reloading,
             None => Reloading::open(self.files.clone(), Files::client)?,
         };
-        reloading.check();
+        // What is new is used now.
+        self.look(&reloading);
         let current = reloading.current();
         let reloading = certificates.insert(reloading);
         let connecting = connect(&self.address, current);
@@ -193,7 +194,9 @@ impl Sender {
             }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                look(certificates)?;
+                if self.look(certificates) {
+                    return Err(SendError::Renewed);
+                }
             }
             if under_way > 0 && heard.elapsed() > ANSWER {
                 return Err(SendError::Silent);
@@ -238,7 +241,9 @@ impl Sender {
                 let waiting = self.shared.filled.notified();
                 timeout(self.pause(), waiting).await.ok();
             }
-            look(certificates)?;
+            if self.look(certificates) {
+                return Err(SendError::Renewed);
+            }
             debug_assert!(read.first().is_none_or(|stored| stored.number >= oldest));
             for stored in read {
                 let record = Drop::decode(stored.bytes.as_slice()).unwrap_or_default();
@@ -268,6 +273,22 @@ impl Sender {
         add(&self.figures.acknowledged, spool.oldest() - before);
     }
 
+    /// True: certificates were renewed.
+    fn look(&self, certificates: &Reloading<ClientConfig>) -> bool {
+        match certificates.check() {
+            Look::Same => false,
+            Look::Loaded => {
+                add(&self.figures.certificates_loaded, 1);
+                true
+            }
+            Look::Failed(error) => {
+                add(&self.figures.certificates_failed, 1);
+                warn!("certificates stay as they are: {}", chain(&error));
+                false
+            }
+        }
+    }
+
     /// Between two looks at everything else.
     fn pause(&self) -> Duration {
         if self.is_stopped() { Duration::from_millis(50) } else { Duration::from_millis(500) }
@@ -286,17 +307,6 @@ impl Sender {
 /// Packets that a record stands for.
 fn packets(record: &Drop) -> u64 {
     record.fields.get("COUNT").and_then(|count| count.parse().ok()).unwrap_or(1)
-}
-
-fn look(certificates: &Reloading<ClientConfig>) -> Result<(), SendError> {
-    match certificates.check() {
-        Look::Same => Ok(()),
-        Look::Loaded => Err(SendError::Renewed),
-        Look::Failed(error) => {
-            warn!("certificates stay as they are: {}", chain(&error));
-            Ok(())
-        }
-    }
 }
 
 /// One connection; the name is looked up now.

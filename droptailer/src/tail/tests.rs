@@ -58,7 +58,7 @@ fn filters_take_what_they_name_and_losses_always() {
 
 #[test]
 fn a_line_says_in_one_glance_what_was_dropped() {
-    let expected = "13:23:27.000001 Drop TCP 10.0.16.2:40000 → 1.2.3.4:443 (www.Example.com) vrf104009→vlan179 SYN ×3 \
+    let expected = "13:23:27.000001 drop TCP 10.0.16.2:40000 → 1.2.3.4:443 (www.Example.com) vrf104009→vlan179 SYN ×3 \
                     hint: egress of policy web: port 443";
     assert_eq!(compact(&packet(), false), expected);
     let mut v6 = packet();
@@ -73,7 +73,7 @@ fn a_line_says_in_one_glance_what_was_dropped() {
 
 #[test]
 fn colour_is_for_terminals_unless_one_says_otherwise() {
-    assert!(compact(&packet(), true).contains("\x1b[31mDrop\x1b[0m"));
+    assert!(compact(&packet(), true).contains("\x1b[31mdrop\x1b[0m"));
     for (color, is_terminal, no_color, expected) in [
         (Color::Auto, true, false, true),
         (Color::Auto, true, true, false),

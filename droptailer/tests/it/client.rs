@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_droptailer");
 const PATIENCE: Duration = Duration::from_secs(20);
-const RULES: &str = "table inet firewall {
+pub(crate) const RULES: &str = "table inet firewall {
 counter drop_logged { }
 chain forward {
 type filter hook forward priority 0; policy drop;

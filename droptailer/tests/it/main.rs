@@ -11,3 +11,4 @@ mod metrics;
 mod nflog;
 mod rig;
 mod server;
+mod today;

@@ -153,7 +153,7 @@ fn tail_shows_what_is_asked_for_on_the_box_itself() -> Result<()> {
     let status = tail.wait(PATIENCE)?;
     let lines = tail.lines();
     assert!(status.success() && lines.len() == 1, "{lines:?}");
-    assert!(lines[0].contains("Drop UDP 10.0.16.2:10000 → 198.18.0.1:20007"), "{lines:?}");
+    assert!(lines[0].contains("drop UDP 10.0.16.2:10000 → 198.18.0.1:20007"), "{lines:?}");
     assert!(!lines[0].contains('\x1b'), "no terminal, no colour");
     stage.wait_for(10, PATIENCE)?;
     Ok(())

@@ -1,7 +1,7 @@
 //! A lab with a controller, and both ends of droptailer in the firewall's namespace.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -21,7 +21,7 @@ const PORT: u16 = 50_051;
 pub(super) type Record = BTreeMap<String, String>;
 
 /// The program, built beside the controller.
-pub(super) fn binary() -> Result<PathBuf> {
+pub(crate) fn binary() -> Result<PathBuf> {
     let path = PathBuf::from(BINARY).with_file_name("droptailer");
     ensure!(path.is_file(), "{} is missing: cargo build --workspace", path.display());
     Ok(path)
@@ -45,6 +45,11 @@ impl Stage {
         let mut daemon = Daemon::new(label)?;
         daemon.write("all.yaml", yaml)?;
         daemon.start_in(&lab)?;
+        Self::on(label, lab, daemon)
+    }
+
+    /// A lab whose firewall enforces already; no droptailer yet.
+    pub(super) fn on(label: &str, lab: Lab, daemon: Daemon) -> Result<Self> {
         let directory = WorkDir::new(label)?;
         let mut certs = std::process::Command::new(binary()?);
         let made = certs.arg("certs").arg("--directory").arg(directory.path()).output()?;
@@ -64,6 +69,11 @@ impl Stage {
     /// Where a client keeps its records.
     pub(super) fn spool(&self) -> String {
         self.directory.path().join("spool").display().to_string()
+    }
+
+    /// Where the files of certificates are, as `droptailer certs` makes them.
+    pub(super) fn certificates(&self) -> &Path {
+        self.directory.path()
     }
 
     /// Where a client can be asked.

@@ -2,10 +2,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
+use fw_droptailer::certs::{self, Holder, Pair};
+use fw_testkit::Process;
 
-use crate::daemon::eventually;
+use crate::daemon::{PATIENCE, eventually};
+use crate::droptailer::stage::binary;
 
 use super::field::Field;
 
@@ -78,5 +83,60 @@ fn droptailer_finds_its_server_by_the_hosts_file_and_its_certificate_in_files() 
     field.cluster.kubectl(&["-n", "firewall", "delete", "secret", "droptailer-client"])?.ok()?;
     std::thread::sleep(std::time::Duration::from_secs(1));
     ensure!(holds("REVG").context("the key")?, "files stay");
+    Ok(())
+}
+
+/// One end of droptailer on the firewall.
+fn start(field: &Field, end: &[&str], files: &Path) -> Result<Process> {
+    let mut command = field.lab.firewall.command(binary()?);
+    command.args(end);
+    let prefix = if end[0] == "client" { "--client-" } else { "--" };
+    for (flag, file) in [("certificate", "tls.crt"), ("key", "tls.key")] {
+        command.arg(format!("{prefix}{flag}")).arg(files.join(file));
+    }
+    command.arg("--ca-certificate").arg(files.join("ca.crt"));
+    Process::spawn(command)
+}
+
+#[test]
+fn a_secret_that_is_renewed_in_the_cluster_is_what_the_client_connects_with_and_a_broken_one_is_not()
+-> Result<()> {
+    let field = Field::running("k-renewal")?;
+    let now = SystemTime::now();
+    let authority = certs::new_authority(30, now)?;
+    let pair = |holder| certs::pair(&authority, holder, 30, now);
+    let apply = |pair: &Pair| {
+        field.cluster.apply(&certs::secret(Holder::Client, "firewall", &authority.certificate, pair))
+    };
+    let of_server = pair(Holder::Server)?;
+    let server_files = field.directory.path().join("server");
+    fs::create_dir(&server_files)?;
+    for (name, text) in
+        [("ca.crt", &authority.certificate), ("tls.crt", &of_server.certificate), ("tls.key", &of_server.key)]
+    {
+        fs::write(server_files.join(name), text)?;
+    }
+    let server = ["server", "--address", "127.0.0.1", "--port", "50051", "--metrics-addr", "127.0.0.1:0"];
+    let server = start(&field, &server, &server_files)?;
+    server.wait_for_line("listening on", PATIENCE)?;
+
+    // The client is there before the Secret.
+    let [socket, control] = ["dt.sock", "control.sock"].map(|name| field.daemon.beside(name));
+    let (socket, control) = (socket.display().to_string(), control.display().to_string());
+    let client =
+        ["client", "--server-address", "127.0.0.1:50051", "--socket", &socket, "--control-socket", &control];
+    let client = start(&field, &client, &field.daemon.beside("droptailer-client"))?;
+    client.wait_for_line("records wait for the server: cannot read", PATIENCE)?;
+    apply(&pair(Holder::Client)?)?;
+    client.wait_for_line("connected to", PATIENCE)?;
+    apply(&pair(Holder::Client)?)?;
+    let connected = || client.lines().iter().filter(|line| line.contains("connected to")).count();
+    eventually("it connects again", || Ok(connected() == 2))?;
+    client.wait_for_line("certificates were renewed", PATIENCE)?;
+    // A PEM, which is all that the controller looks at, of no certificate.
+    let good = pair(Holder::Client)?;
+    apply(&Pair { certificate: pem("CERTIFICATE", "QUJD"), key: good.key })?;
+    client.wait_for_line("certificates stay as they are", PATIENCE)?;
+    ensure!(connected() == 2, "it has given the connection up: {:?}", client.lines());
     Ok(())
 }
