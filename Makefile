@@ -27,8 +27,10 @@ SOAKS := soak kills edits droplog droptailer:: names:: kube::outage kube::creden
 
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
+# What people see the drop log with, and so does one test; built as the API server is. Without it that test fails.
+STERN := deploy/scripts/stern.sh
 
-.PHONY: help build demo cluster apiserver test lint bench soak fuzz bless static tools clean
+.PHONY: help build demo cluster apiserver stern test lint bench soak fuzz bless static tools clean
 
 help:            ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -46,7 +48,11 @@ cluster: tools   ## a Kubernetes API server to play with, our CRDs in it, until 
 apiserver: tools ## build the API server that the tests run against
 	@$(APISERVER) build
 
+stern: tools     ## build stern, which one test reads the drop log with
+	@$(STERN) build
+
 test: tools apiserver ## every test; needs root (network namespaces, nftables)
+	-@$(STERN) build
 	$(CARGO) build --workspace --features fw-controller/fault-injection
 	$(MAKE) static
 	$(CARGO) test --workspace --features fw-controller/fault-injection

@@ -3,41 +3,17 @@
 # where the program is; `start` starts it for a person. FW_KUBERNETES=newest takes the newest Kubernetes that we support in place of
 # the oldest; KUBEBUILDER_ASSETS, a directory, takes etcd and kube-apiserver from there.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=deploy/scripts/go.sh
+. "$(dirname "$0")/go.sh"
 source=$root/controller/tests/cluster
 mod=$source/go
 [ "${FW_KUBERNETES:-}" != newest ] || mod=$source/newest
 tags=embedded
 [ -z "${KUBEBUILDER_ASSETS:-}" ] || tags=assets
 
-say() { echo "cluster: $*" >&2; }
-
-# A go of 1.21 or later gets itself the toolchain that go.mod asks for. Debian 12's is older and knows no such line, but
-# it can get the same toolchain, as the Go module that it is published as, checksum and all.
-find_go() {
-  local go version needed directory
-  go=$(PATH="$PATH:/usr/local/go/bin" command -v go) || {
-    say "Go is missing, and the API server of the tests is built with it: install Debian's golang-go, or any later Go"
-    exit 1
-  }
-  version=$(cd / && "$go" version | awk '{ print $3 }')
-  if printf 'go1.21\n%s\n' "$version" | sort -C -V; then
-    echo "$go"
-    return
-  fi
-  needed=$(awk '$1 == "go" { print $2 }' "$source/newest.mod")
-  say "getting Go $needed: $version is too old"
-  needed=golang.org/toolchain@v0.0.1-go$needed.$("$go" env GOOS)-$("$go" env GOARCH)
-  directory=$(cd / && GO111MODULE=on "$go" mod download -json "$needed" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
-  # A module's files come without the bit that makes a program of them.
-  chmod -R u+w "$directory"
-  chmod +x "$directory"/bin/* "$directory"/pkg/tool/*/*
-  echo "$directory/bin/go"
-}
-
 compile() {
   local go kubernetes major minor version=k8s.io/component-base/version
-  go=$(find_go)
+  go=$(find_go "the API server of the tests")
   kubernetes=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$mod.mod")
   [ "$tags" = assets ] || say "building kube-apiserver $kubernetes with etcd: once, some minutes"
   IFS=. read -r major minor _ <<<"${kubernetes#v}"
@@ -45,28 +21,7 @@ compile() {
     "-s -w -X $version.gitVersion=$kubernetes -X $version.gitMajor=$major -X $version.gitMinor=$minor" . >&2)
 }
 
-build() {
-  local directory key program
-  directory=${XDG_CACHE_HOME:-$HOME/.cache}/firewall-controller
-  key=$(cat "$mod.mod" "$mod.sum" "$source"/*.go "$0" | sha256sum | cut -c1-16)
-  program=$directory/cluster-$tags-$key
-  if [ -x "$program" ]; then
-    echo "$program"
-    return
-  fi
-  mkdir -p "$directory"
-  # One build at a time; who waited finds it done.
-  exec 9>"$directory/lock"
-  flock 9
-  if [ ! -x "$program" ]; then
-    compile "$program.new"
-    mv "$program.new" "$program"
-    # Those of older sources.
-    find "$directory" -name 'cluster-*' -mtime +30 -delete
-  fi
-  exec 9>&-
-  echo "$program"
-}
+build() { build_once "cluster-$tags" "$mod.mod" "$mod.sum" "$source"/*.go; }
 
 # Applies what a cluster with this controller has, and says how to reach it.
 follow() {

@@ -10,7 +10,7 @@ for package in "$@"; do
   dpkg-query -W -f '${db:Status-Status}\n' "${package%/backports}" 2>/dev/null | grep -qx installed ||
     missing+=("$package")
 done
-# Any Go will do; the API server's modules name the toolchain that builds them.
+# Any Go will do; the modules of the API server and of stern name the toolchain that builds them.
 PATH="$PATH:/usr/local/go/bin" command -v go >/dev/null || missing+=(golang-go)
 if ! command -v cargo >/dev/null; then
   echo "tools: cargo is missing; install Rust with rustup (https://rustup.rs), then run this again" >&2

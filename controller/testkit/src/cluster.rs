@@ -4,12 +4,14 @@
 //! * [`Cluster::start`]: a server of one's own, to kill and start again.
 //! * [`Faults`]: a reverse proxy between a controller and the server, reachable from a namespace of the lab, that cuts,
 //!   delays, refuses and lies, and logs every call.
+//! * [`Kubelet`]: a node with Pods that are processes of a test, for those who read their logs.
 //!
-//! There is no controller manager, no scheduler and no node: Pods never run, Services get no address by themselves, and
-//! nothing is removed because its owner is.
+//! There is no controller manager, no scheduler and no node but that: Pods never run by themselves, Services get no
+//! address, and nothing is removed because its owner is.
 
 mod api;
 mod faults;
+mod kubelet;
 mod many;
 mod program;
 mod tls;
@@ -29,7 +31,9 @@ use serde_json::{Value, json};
 
 pub use api::Reply;
 pub use faults::{Call, Ending, Fault, Faults, Injected, Mode};
+pub use kubelet::Kubelet;
 pub use many::{Ask, crowded};
+pub use program::stern;
 
 use crate::{Process, WorkDir};
 

@@ -8,7 +8,7 @@
 //! * [`WorkDir`] and [`BpfMount`]: a directory and a bpffs that go with their guard.
 //! * [`topology`]: the standard lab, cluster side, firewall, internet side.
 //! * [`traffic`]: probes, servers, meters, crafted packets and a sniffer.
-//! * [`cluster`]: a real API server, kubectl, and a proxy that makes faults between it and its clients.
+//! * [`cluster`]: a real API server, kubectl, a proxy that makes faults between it and its clients, and a node with logs.
 //! * [`dns`]: authoritative servers, resolvers, a scripted server and clients.
 //! * `gen` (written `r#gen`, the word is reserved): random policies and packets, and policies as manifests.
 //! * [`monitoring`]: a real Prometheus, and dashboards with its answers drawn.

@@ -3,11 +3,12 @@
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use tokio::sync::watch;
 
 use crate::cleanup::{OWNER_VARIABLE, kill, prepare_process, registry};
 
@@ -20,16 +21,42 @@ pub struct Process {
     lines: Arc<Lines>,
 }
 
+/// What a program prints, for who follows it; stays when the program is gone.
+#[derive(Clone, Debug)]
+pub(crate) struct Output(Arc<Lines>);
+
+/// A line and when it was read.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) at: SystemTime,
+    pub(crate) text: String,
+}
+
 #[derive(Debug, Default)]
 struct Lines {
     state: Mutex<LinesState>,
     changed: Condvar,
+    /// The same for who cannot wait on a thread.
+    changes: watch::Sender<()>,
 }
 
 #[derive(Debug, Default)]
 struct LinesState {
-    lines: Vec<String>,
+    lines: Vec<Line>,
     open_streams: usize,
+}
+
+impl Output {
+    /// Lines from the one with this number on, and whether no more can come.
+    pub(crate) fn since(&self, number: usize) -> (Vec<Line>, bool) {
+        let state = self.0.lock();
+        (state.lines.get(number..).unwrap_or_default().to_vec(), state.open_streams == 0)
+    }
+
+    /// Changes whenever there is more to see.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.0.changes.subscribe()
+    }
 }
 
 impl Lines {
@@ -44,18 +71,21 @@ impl Lines {
             let mut reader = BufReader::new(stream);
             let mut line = Vec::new();
             while matches!(reader.read_until(b'\n', &mut line), Ok(1..)) {
-                lines.lock().lines.push(String::from_utf8_lossy(&line).trim_end().to_owned());
-                lines.changed.notify_all();
+                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+                lines.change(|state| state.lines.push(Line { at: SystemTime::now(), text }));
                 line.clear();
             }
-            lines.lock().open_streams -= 1;
-            lines.changed.notify_all();
+            lines.change(|state| state.open_streams -= 1);
         })?;
         Ok(())
     }
-}
 
-impl Lines {
+    fn change(&self, change: impl FnOnce(&mut LinesState)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+        self.changes.send_replace(());
+    }
+
     /// Waits until both streams have ended.
     fn wait_for_end(&self, patience: Duration) {
         let state = self.lock();
@@ -105,7 +135,12 @@ impl Process {
 
     /// What it has printed so far, standard output and error as they came, one line each.
     pub fn lines(&self) -> Vec<String> {
-        self.lines.lock().lines.clone()
+        self.lines.lock().lines.iter().map(|line| line.text.clone()).collect()
+    }
+
+    /// The same as it goes on.
+    pub(crate) fn output(&self) -> Output {
+        Output(Arc::clone(&self.lines))
     }
 
     /// Waits until it has printed a line that contains `needle` and gives that line. Also finds lines that
@@ -114,17 +149,15 @@ impl Process {
         let deadline = Instant::now() + patience;
         let mut state = self.lines.lock();
         loop {
-            if let Some(line) = state.lines.iter().find(|line| line.contains(needle)) {
-                return Ok(line.clone());
+            if let Some(line) = state.lines.iter().find(|line| line.text.contains(needle)) {
+                return Ok(line.text.clone());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || state.open_streams == 0 {
                 let why = if state.open_streams == 0 { "ended" } else { "is silent" };
-                bail!(
-                    "{} {why} without printing {needle:?}; it printed:\n{}",
-                    self.name,
-                    state.lines.join("\n")
-                );
+                drop(state);
+                let printed = self.lines().join("\n");
+                bail!("{} {why} without printing {needle:?}; it printed:\n{printed}", self.name);
             }
             state = self.lines.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -8,3 +8,4 @@ mod packets;
 mod renewal;
 mod spool;
 pub(crate) mod stage;
+mod stern;

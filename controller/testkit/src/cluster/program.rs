@@ -1,4 +1,4 @@
-//! The program that is the API server: `controller/tests/cluster`, built by `deploy/scripts/cluster.sh`.
+//! The program that is the API server, `controller/tests/cluster`, built by `deploy/scripts/cluster.sh`; and stern.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -25,13 +25,22 @@ pub(super) fn path() -> Result<PathBuf> {
     if let Some(path) = &*built {
         return Ok(path.clone());
     }
-    let script = root().join("deploy/scripts/cluster.sh");
-    let path = run_to_end(Command::new(script).arg("build"), "").context(
-        "cannot build the API server of the tests; `make apiserver` does the same and shows all it says",
-    )?;
-    let path = PathBuf::from(path.trim());
+    let path = build("cluster.sh", "the API server of the tests", "make apiserver")?;
     *built = Some(path.clone());
     Ok(path)
+}
+
+/// stern (github.com/stern/stern), by which people read the logs of Pods; built if it is not there yet, which takes
+/// minutes. An error says why it is missing and what to do.
+pub fn stern() -> Result<PathBuf> {
+    build("stern.sh", "stern", "make stern")
+}
+
+fn build(script: &str, what: &str, target: &str) -> Result<PathBuf> {
+    let script = root().join("deploy/scripts").join(script);
+    let path = run_to_end(Command::new(script).arg("build"), "")
+        .with_context(|| format!("cannot build {what}; `{target}` does the same and shows all it says"))?;
+    Ok(PathBuf::from(path.trim()))
 }
 
 /// kubectl: the machine's, else the one that the program has in it.

@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 use super::{Cluster, NAMESPACE, program};
 
 /// Kinds of objects that tests make, as paths of their groups; each with the plural of the resource.
-const NAMESPACED: [(&str, &str); 13] = [
+const NAMESPACED: [(&str, &str); 15] = [
     ("/apis/metal-stack.io/v1", "clusterwidenetworkpolicies"),
     ("/apis/metal-stack.io/v1", "firewalls"),
     ("/api/v1", "services"),
     ("/api/v1", "endpoints"),
     ("/apis/discovery.k8s.io/v1", "endpointslices"),
+    ("/apis/apps/v1", "deployments"),
+    ("/apis/networking.k8s.io/v1", "networkpolicies"),
     ("/api/v1", "pods"),
     ("/api/v1", "secrets"),
     ("/api/v1", "configmaps"),
@@ -27,12 +29,13 @@ const NAMESPACED: [(&str, &str); 13] = [
     ("/apis/events.k8s.io/v1", "events"),
 ];
 
-const CLUSTER_WIDE: [(&str, &str); 5] = [
+const CLUSTER_WIDE: [(&str, &str); 6] = [
     ("/apis/rbac.authorization.k8s.io/v1", "clusterroles"),
     ("/apis/rbac.authorization.k8s.io/v1", "clusterrolebindings"),
     ("/apis/admissionregistration.k8s.io/v1", "validatingadmissionpolicies"),
     ("/apis/admissionregistration.k8s.io/v1", "validatingadmissionpolicybindings"),
     ("/apis/admissionregistration.k8s.io/v1", "validatingwebhookconfigurations"),
+    ("/api/v1", "nodes"),
 ];
 
 /// The API server's own, which it would make again.

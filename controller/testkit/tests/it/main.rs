@@ -8,6 +8,7 @@ mod corpus;
 mod dns;
 mod faults;
 mod generated;
+mod kubelet;
 mod lab;
 mod load;
 mod namespaces;

@@ -97,6 +97,10 @@ impl Stage {
         Ok(())
     }
 
+    pub(super) fn server(&self) -> Result<&Process> {
+        self.server.as_ref().context("no server")
+    }
+
     pub(super) fn stop_server(&mut self) -> Result<()> {
         let mut server = self.server.take().context("no server")?;
         server.signal(Signal::SIGTERM)?;
@@ -233,7 +237,7 @@ fn count(record: &Record) -> u64 {
 }
 
 /// `2020-06-17 13:23:27 +0000 UTC {…}`; other lines are the server's log.
-fn records(lines: &[String]) -> Result<Vec<Record>> {
+pub(super) fn records(lines: &[String]) -> Result<Vec<Record>> {
     let records = lines.iter().filter_map(|line| line.split_once(" +0000 UTC {"));
     records.map(|(_, rest)| Ok(serde_json::from_str(&format!("{{{rest}"))?)).collect()
 }
