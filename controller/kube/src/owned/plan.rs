@@ -35,6 +35,8 @@ const SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 const FIREWALL: &str = "metal-stack.io/firewall";
 /// Annotation: changes with every heartbeat of that firewall.
 pub(crate) const RENEWED: &str = "metal-stack.io/renewed";
+/// Annotation of the shared Endpoints: the slices they were computed from ([`generation`]).
+const GENERATION: &str = "metal-stack.io/endpointslices";
 /// Longest name of an object (RFC 1123, as Kubernetes reads it).
 const MAX_NAME: usize = 253;
 
@@ -59,8 +61,10 @@ pub enum Kind {
 }
 
 /// What is in namespace `firewall`, by name. Endpoints have to be read BEFORE slices: a firewall writes its slice before
-/// the Endpoints and takes a dead one's slice before its address, so who then writes Endpoints with slices that were not
-/// the newest writes over a newer version, which the API server refuses.
+/// the Endpoints, takes a dead one's slice before its address, and is done only when the Endpoints name its slice in their
+/// annotation. So who then writes Endpoints with slices that were not the newest writes over a newer version, which the
+/// API server refuses; also where the addresses are the same, as those of a firewall that comes back the moment it is
+/// taken out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observed {
     /// Services with the names of [`EXPORTERS`].
@@ -146,8 +150,7 @@ pub(crate) fn slice_name(exporter: &str, firewall: &str) -> String {
     if plain.len() <= MAX_NAME && plain.split('.').all(is_label) {
         return plain;
     }
-    let hash: String =
-        Sha256::digest(firewall.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let hash = hex(&Sha256::digest(firewall.as_bytes()));
     let clean = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let readable: String = firewall.chars().map(clean).take(100).collect();
     format!("{exporter}-{readable}-{hash}")
@@ -261,11 +264,28 @@ fn endpoints(
     let mut object = there.cloned().unwrap_or_else(|| new("v1", "Endpoints", exporter.name));
     put(&mut object, "labels", "app", exporter.name);
     put(&mut object, "labels", SKIP_MIRROR, "true");
+    put(&mut object, "annotations", GENERATION, &generation(exporter, observed));
     set_addresses(&mut object, exporter, &wanted);
     match there {
         None => Some(Write::Create(Kind::Endpoints, object)),
         Some(there) => (object != *there).then_some(Write::Replace(Kind::Endpoints, object)),
     }
+}
+
+/// Tells any two sets of an exporter's slices apart; heartbeats do not change it.
+fn generation(exporter: &Exporter, observed: &Observed) -> String {
+    let mut hash = Sha256::new();
+    for (name, slice) in &observed.slices {
+        if let Some(kept) = kept(slice).filter(|kept| kept.exporter == exporter.name) {
+            hash.update(format!("{name} {} {:?}\n", slice["metadata"]["uid"], kept.addresses));
+        }
+    }
+    hex(&hash.finalize())
+}
+
+/// The first eight octets.
+fn hex(hash: &[u8]) -> String {
+    hash.iter().take(8).map(|b| format!("{b:02x}")).collect()
 }
 
 /// Subsets of other ports stay as they are, and so does what is written at an address.

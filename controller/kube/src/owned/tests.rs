@@ -191,17 +191,8 @@ impl World {
         if !node.alive || node.next > self.now {
             return;
         }
-        let address = node.own.address;
-        if node.step(&mut self.store, self.now) && !self.nodes[index].present {
-            // Somebody may be about to write what was decided while this one was dead. It puts that right itself, with
-            // its next request; until then there is nothing to be promised.
-            let lacks = |write: &Write| {
-                let (kind, object) = write.object();
-                kind == Kind::Endpoints && !addresses_of(object).contains(&address)
-            };
-            let is_safe = !self.nodes.iter().any(|node| node.writes.iter().any(lacks));
-            self.nodes[index].present = is_safe;
-        }
+        let is_through = node.step(&mut self.store, self.now);
+        node.present |= is_through;
         self.check();
     }
 
@@ -381,6 +372,35 @@ proptest! {
         }
         prop_assert_eq!(slice_name("node-exporter", &one) == slice_name("node-exporter", &other), one == other);
     }
+}
+
+#[test]
+fn one_that_comes_back_while_it_is_taken_out_is_not_lost() {
+    let mut world = World::new(2);
+    world.beat();
+    run(&mut world, &[Act::Kill(1)]);
+    for _ in 0..SILENT / BEAT - 1 {
+        world.pass(BEAT);
+        world.beat();
+    }
+    world.pass(BEAT);
+    // The first one takes the slices, and has read that they are gone when the other writes new ones.
+    while world.nodes[0].writes.is_empty() {
+        world.step(0);
+    }
+    while !world.nodes[0].writes.is_empty() {
+        world.step(0);
+    }
+    world.step(0);
+    run(&mut world, &[Act::Start(1)]);
+    world.step(1);
+    world.step(0);
+    assert!(world.nodes[0].writes.iter().any(|write| write.object().0 == Kind::Endpoints), "it is about to");
+    while !world.nodes[1].present {
+        world.step(1);
+    }
+    world.beat();
+    world.agree();
 }
 
 /// One firewall that has written everything, for a look at the objects.
