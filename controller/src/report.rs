@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 use fw_crds::FqdnAddresses;
 use fw_intake::{Id, Manifest, Severity};
 use fw_kube::{FirewallReport, PolicyReport, PolicyState, Report};
-use fw_policy::ObjectKind;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tokio::sync::{oneshot, watch};
@@ -96,45 +95,20 @@ pub fn report(view: &View, names: &Value, of: &Identification, before: &Report) 
 }
 
 /// The objects of a snapshot by identity.
-struct Versions<'a>(BTreeMap<Id, Version<'a>>);
-
-struct Version<'a> {
-    manifest: &'a Manifest,
-    /// Objects of files have none, and no generation.
-    uid: Option<String>,
-    generation: Option<i64>,
-}
+struct Versions<'a>(BTreeMap<&'a Id, &'a Manifest>);
 
 impl<'a> Versions<'a> {
     fn of(snapshot: &'a Snapshot) -> Self {
-        let named = snapshot.manifests().filter_map(|manifest| {
-            let head = manifest.body.head();
-            let uid = head.pointer("/metadata/uid").and_then(Value::as_str).map(str::to_owned);
-            let generation = head.pointer("/metadata/generation").and_then(Value::as_i64);
-            Some((id(&head)?, Version { manifest, uid, generation }))
-        });
-        Self(named.collect())
+        Self(snapshot.manifests().filter_map(|manifest| Some((manifest.id()?, manifest))).collect())
     }
 
     fn generation(&self, id: &Id) -> Option<i64> {
-        self.0.get(id)?.generation
+        self.0.get(id)?.generation()
     }
 
     fn uid(&self, id: &Id) -> Option<&str> {
-        self.0.get(id)?.uid.as_deref()
+        self.0.get(id)?.uid()
     }
-}
-
-fn id(head: &Value) -> Option<Id> {
-    let text = |pointer| head.pointer(pointer).and_then(Value::as_str);
-    let kind = match text("/kind")? {
-        "ClusterwideNetworkPolicy" => ObjectKind::ClusterwideNetworkPolicy,
-        "Firewall" => ObjectKind::Firewall,
-        "Service" => ObjectKind::Service,
-        _ => return None,
-    };
-    let namespace = text("/metadata/namespace").unwrap_or("default").to_owned();
-    Some(Id { kind, namespace, name: text("/metadata/name")?.to_owned() })
 }
 
 fn policies(
@@ -246,7 +220,7 @@ fn own(
     let mut status = status.status.firewall;
     // A sign of life: when the kernel was last asked or changed. A controller that hangs does not move it.
     status.last_run = view.counters_read.max(view.last_run).map(rfc3339);
-    let body = versions.0.get(id).map(|version| version.manifest.body.tree()).unwrap_or_default();
+    let body = versions.0.get(id).map(|manifest| manifest.body.tree()).unwrap_or_default();
     let interval =
         body.pointer("/spec/interval").and_then(Value::as_str).map_or(DEFAULT_INTERVAL, parse_interval);
     let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);

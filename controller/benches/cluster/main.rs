@@ -1,7 +1,7 @@
 //! `make bench`, cluster: a full API server, how soon it is enforced and in how much memory, how soon an edit reaches
 //! packets, how soon all statuses are there; exits 1 when a figure is above its limit. Needs root.
 //!
-//! `cargo bench -p fw-controller --bench cluster -- start` measures the largest start alone.
+//! `cargo bench -p fw-controller --bench cluster -- start` measures the largest start alone, `-- edits` the edits.
 //! The real binary, a real API server and this program share two cores. The reference of each line is its limit.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is what this program is for")]
@@ -29,7 +29,8 @@ fn main() -> Result<ExitCode> {
     }
     let mut table = Table::new();
     let mut field = Field::new()?;
-    if std::env::args().any(|argument| argument == "start") {
+    let only = |what: &str| std::env::args().any(|argument| argument == what);
+    if only("start") {
         field.cluster.crowd(0..FULL.0, 0..FULL.1)?;
         start::measure(&mut table, &mut field, FULL)?;
         return show(&table);
@@ -38,6 +39,9 @@ fn main() -> Result<ExitCode> {
     start::measure(&mut table, &mut field, USUAL)?;
     edits::one_by_one(&mut table, &field)?;
     edits::burst(&mut table, &field)?;
+    if only("edits") {
+        return show(&table);
+    }
     field.stop()?;
     field.cluster.crowd(USUAL.0..FULL.0, USUAL.1..FULL.1)?;
     start::measure(&mut table, &mut field, FULL)?;

@@ -26,6 +26,7 @@ mod outcome;
 mod peers;
 mod policy;
 mod ports;
+mod reading;
 mod report;
 mod selectors;
 mod service;

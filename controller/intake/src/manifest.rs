@@ -6,6 +6,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::compact::Compact;
 use crate::finding::{Finding, Reason, Severity, Subject};
+use crate::objects::Id;
 use crate::text::{kind_of, one_line};
 
 /// Largest manifest file that is read, in bytes.
@@ -20,6 +21,29 @@ pub struct Manifest {
     pub line: u64,
     /// The object.
     pub body: Compact,
+}
+
+impl Manifest {
+    /// Which object it is, as far as it says: also of one that does not count, such as a policy in another namespace.
+    #[must_use]
+    pub fn id(&self) -> Option<&Id> {
+        match &self.body.reading().id {
+            Ok(id) => Some(id),
+            Err(problem) => problem.id.as_ref(),
+        }
+    }
+
+    /// `metadata.uid`; objects of files have none.
+    #[must_use]
+    pub fn uid(&self) -> Option<&str> {
+        self.body.reading().uid.as_deref()
+    }
+
+    /// `metadata.generation`; objects of files have none.
+    #[must_use]
+    pub fn generation(&self) -> Option<i64> {
+        self.body.reading().generation
+    }
 }
 
 /// Why a file gives no objects. The source keeps the file's last parsed ones.

@@ -34,7 +34,7 @@ impl fmt::Display for Id {
 /// All objects of the kinds we know, one per identity, and the findings about the rest.
 #[derive(Clone, Debug, Default)]
 pub struct Objects<'a> {
-    by_id: BTreeMap<Id, &'a Manifest>,
+    by_id: BTreeMap<&'a Id, &'a Manifest>,
     findings: Vec<Finding>,
 }
 
@@ -43,9 +43,9 @@ impl<'a> Objects<'a> {
     /// source name and line counts.
     pub fn new(manifests: impl IntoIterator<Item = &'a Manifest>) -> Self {
         let mut objects = Self::default();
-        let mut groups: BTreeMap<Id, Vec<&'a Manifest>> = BTreeMap::new();
+        let mut groups: BTreeMap<&'a Id, Vec<&'a Manifest>> = BTreeMap::new();
         for manifest in manifests {
-            match identify(&manifest.body.head()) {
+            match &manifest.body.reading().id {
                 Ok(id) => groups.entry(id).or_default().push(manifest),
                 Err(problem) => objects.findings.push(problem.finding(manifest)),
             }
@@ -62,8 +62,8 @@ impl<'a> Objects<'a> {
     }
 
     /// The objects of one kind, by namespace and name.
-    pub fn of_kind(&self, kind: ObjectKind) -> impl Iterator<Item = (&Id, &'a Manifest)> {
-        self.by_id.iter().filter(move |(id, _)| id.kind == kind).map(|(id, manifest)| (id, *manifest))
+    pub fn of_kind(&self, kind: ObjectKind) -> impl Iterator<Item = (&'a Id, &'a Manifest)> {
+        self.by_id.iter().filter(move |(id, _)| id.kind == kind).map(|(id, manifest)| (*id, *manifest))
     }
 
     /// How many objects there are.
@@ -81,7 +81,7 @@ impl<'a> Objects<'a> {
         &self.findings
     }
 
-    fn insert(&mut self, id: Id, mut group: Vec<&'a Manifest>) {
+    fn insert(&mut self, id: &'a Id, mut group: Vec<&'a Manifest>) {
         if group.len() > 1 {
             // Items of one List share a line, and the API server's objects a source: the text decides then.
             group.sort_by_cached_key(|manifest| {
@@ -91,13 +91,13 @@ impl<'a> Objects<'a> {
         let mut group = group.into_iter();
         let Some(first) = group.next() else { return };
         for other in group {
-            self.findings.push(duplicate(&id, first, other));
+            self.findings.push(duplicate(id, first, other));
         }
         self.by_id.insert(id, first);
     }
 
     fn limit(&mut self, kind: ObjectKind) {
-        let surplus: Vec<Id> = self.of_kind(kind).skip(MAX_OBJECTS).map(|(id, _)| id.clone()).collect();
+        let surplus: Vec<&Id> = self.of_kind(kind).skip(MAX_OBJECTS).map(|(id, _)| id).collect();
         let Some(first) = surplus.first() else { return };
         self.findings.push(Finding {
             subject: Subject::Object(origin(first)),
@@ -139,9 +139,10 @@ fn place(manifest: &Manifest) -> String {
 }
 
 /// Why a manifest is no object of ours.
-struct Problem {
+#[derive(Debug)]
+pub(crate) struct Problem {
     /// Its identity as far as it can be shown.
-    id: Option<Id>,
+    pub(crate) id: Option<Id>,
     severity: Severity,
     reason: Reason,
     message: String,
@@ -149,17 +150,22 @@ struct Problem {
 }
 
 impl Problem {
-    fn finding(self, manifest: &Manifest) -> Finding {
-        let file = Subject::File { path: safe(&manifest.source), line: manifest.line, column: 0 };
-        let Self { id, severity, reason, message, remedy } = self;
-        let subject = id.map_or(file, |id| Subject::Object(origin(&id)));
-        Finding { subject, severity, reason, message, remedy: remedy.to_owned() }
+    fn finding(&self, manifest: &Manifest) -> Finding {
+        let file = || Subject::File { path: safe(&manifest.source), line: manifest.line, column: 0 };
+        let subject = self.id.as_ref().map_or_else(file, |id| Subject::Object(origin(id)));
+        Finding {
+            subject,
+            severity: self.severity,
+            reason: self.reason,
+            message: self.message.clone(),
+            remedy: self.remedy.to_owned(),
+        }
     }
 }
 
 const GROUP: &str = "metal-stack.io/v1";
 
-fn identify(body: &Value) -> Result<Id, Problem> {
+pub(crate) fn identify(body: &Value) -> Result<Id, Problem> {
     let field = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
     let (kind, version) = (field(body.get("kind")), field(body.get("apiVersion")));
     let (object_kind, wanted) = match kind.as_str() {

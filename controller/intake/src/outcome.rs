@@ -12,9 +12,8 @@ use crate::inside;
 use crate::manifest::Manifest;
 use crate::names::NAMESPACE;
 use crate::objects::{Id, Objects, origin};
-use crate::policy::read_policy;
+use crate::reading::Content;
 use crate::report::Report;
-use crate::service::read_service;
 use crate::text::{quoted, safe};
 
 /// Findings of one intake that are kept; the rest is counted.
@@ -99,24 +98,24 @@ impl Intake {
     }
 
     fn add_policy(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
-        let mut report = Report::new(id);
-        let (policy, state) = read_policy(&manifest.body.tree(), allowed, &mut report);
+        let Content::Policy(read) = &manifest.body.reading().content else { return };
+        let (policy, state, findings) = read.judge(allowed);
         if let Some(policy) = policy {
             self.set.policies.insert(id.name.clone(), policy);
         }
         self.states.insert(id.clone(), state);
-        self.findings.extend(report.into_findings());
+        self.findings.extend(findings);
     }
 
     fn add_service(&mut self, id: &Id, manifest: &Manifest, allowed: &Allowed) {
-        let mut report = Report::new(id);
-        let read = read_service(&manifest.body.tree(), &allowed.ingress, &mut report);
-        self.set.load_balancer_addresses.extend(read.assigned);
-        if let Some(service) = read.service {
+        let Content::Service(read) = &manifest.body.reading().content else { return };
+        let (service, findings) = read.judge(&allowed.ingress);
+        self.set.load_balancer_addresses.extend(read.assigned());
+        if let Some(service) = service {
             let name = ServiceName { namespace: id.namespace.clone(), name: id.name.clone() };
             self.set.services.insert(name, service);
         }
-        self.findings.extend(report.into_findings());
+        self.findings.extend(findings);
     }
 
     /// A client that may choose the resolver can choose one that lies, and so open any address under an allowed name.

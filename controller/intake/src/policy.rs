@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use crate::allowed::{Allowed, Limit};
 use crate::field::{Field, List};
-use crate::finding::Reason;
+use crate::finding::{Finding, Reason};
 use crate::outcome::PolicyState;
 use crate::peers::read_blocks;
 use crate::ports::read_ports;
@@ -15,12 +15,15 @@ use crate::selectors::{Expressions, read_selectors};
 /// Status message of a policy that reaches outside `allowedNetworks` (compat.md section 4).
 pub(crate) const FORBIDDEN: &str = "ingress/egress does not match allowed networks";
 
-/// What a policy opens, or `None` when it is ignored as a whole, and its status.
-pub(crate) fn read_policy(
-    body: &Value,
-    allowed: &Allowed,
-    report: &mut Report,
-) -> (Option<Policy>, PolicyState) {
+/// What a policy says, whatever is allowed.
+#[derive(Debug)]
+pub(crate) struct PolicyRead {
+    policy: Policy,
+    report: Report,
+}
+
+/// Reads one policy.
+pub(crate) fn read_policy(body: &Value, mut report: Report) -> PolicyRead {
     for key in unknown_root_fields(body) {
         report.warning(
             &key,
@@ -33,23 +36,44 @@ pub(crate) fn read_policy(
     if spec.is_missing() {
         let message = "is missing, so the policy opens nothing";
         report.warning("spec", Reason::InvalidValue, message, "write spec.ingress or spec.egress");
-    } else if spec.map(report) {
+    } else if spec.map(&mut report) {
         for path in spec.unknown_keys(&["description", "ingress", "egress"]) {
             let message = "is not a field of the policy; it is ignored";
             report.warning(&path, Reason::UnknownField, message, "write ingress or egress");
         }
     }
-    let (ingress, ingress_fits) =
-        read_rules(&spec.get("ingress"), Direction::Ingress, &allowed.ingress, report);
-    let (egress, egress_fits) = read_rules(&spec.get("egress"), Direction::Egress, &allowed.egress, report);
-    if !ingress_fits || !egress_fits {
-        return (None, PolicyState::Ignored { message: FORBIDDEN.to_owned() });
+    let ingress = read_rules(&spec.get("ingress"), Direction::Ingress, &mut report);
+    let egress = read_rules(&spec.get("egress"), Direction::Egress, &mut report);
+    PolicyRead { policy: Policy { ingress, egress }, report }
+}
+
+impl PolicyRead {
+    /// What the policy opens, or `None` when it is ignored as a whole, its status, and all that is to be said of it.
+    pub(crate) fn judge(&self, allowed: &Allowed) -> (Option<Policy>, PolicyState, Vec<Finding>) {
+        let mut report = self.report.clone();
+        let Policy { ingress, egress } = &self.policy;
+        let fits = [
+            within(&allowed.ingress, "spec.ingress", ingress, "from", &mut report),
+            within(&allowed.egress, "spec.egress", egress, "to", &mut report),
+        ];
+        if fits.contains(&false) {
+            return (None, PolicyState::Ignored { message: FORBIDDEN.to_owned() }, report.into_findings());
+        }
+        let message = report.summary();
+        if report.has_errors() && !ingress.iter().chain(egress).any(opens_something) {
+            return (None, PolicyState::Ignored { message }, report.into_findings());
+        }
+        (Some(self.policy.clone()), PolicyState::Deployed { message }, report.into_findings())
     }
-    let message = report.summary();
-    if report.has_errors() && !ingress.iter().chain(&egress).any(opens_something) {
-        return (None, PolicyState::Ignored { message });
+}
+
+/// True when all peers of all rules are inside the limit.
+fn within(limit: &Limit, list: &str, rules: &[Rule], peers: &str, report: &mut Report) -> bool {
+    let mut fits = true;
+    for rule in rules {
+        fits &= limit.check(&format!("{list}[{}].{peers}", rule.index), &rule.peers, report);
     }
-    (Some(Policy { ingress, egress }), PolicyState::Deployed { message })
+    fits
 }
 
 /// Keys beside `spec` that somebody may have put on the wrong level.
@@ -64,15 +88,9 @@ enum Direction {
     Egress,
 }
 
-/// The rules of one direction; the bool tells whether all their peers are inside the limit.
-fn read_rules(
-    field: &Field<'_>,
-    direction: Direction,
-    limit: &Limit,
-    report: &mut Report,
-) -> (Vec<Rule>, bool) {
+/// The rules of one direction.
+fn read_rules(field: &Field<'_>, direction: Direction, report: &mut Report) -> Vec<Rule> {
     let list = field.list(fw_crds::MAX_RULES, report);
-    let mut fits = true;
     let mut expressions = Expressions::default();
     let mut rules = Vec::with_capacity(list.entries.len());
     for (index, entry) in &list.entries {
@@ -89,10 +107,9 @@ fn read_rules(
             Direction::Ingress => blocks_or_any(&peer_list, report),
             Direction::Egress => read_destinations(entry, &peers_field, &peer_list, &mut expressions, report),
         };
-        fits &= limit.check(&peers_field.path, &peers, report);
         rules.push(Rule { index: *index, peers, ports: read_ports(&entry.get("ports"), report) });
     }
-    (rules, fits)
+    rules
 }
 
 /// Empty or missing as written is everyone; a list that lost its entries matches what is left.

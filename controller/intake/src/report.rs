@@ -11,6 +11,7 @@ use crate::objects::Id;
 pub(crate) const MAX_FINDINGS: usize = 50;
 
 /// The findings about one object, while it is read.
+#[derive(Clone, Debug)]
 pub(crate) struct Report {
     id: Id,
     findings: Vec<Finding>,

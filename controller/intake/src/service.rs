@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::address::{CIDR_REMEDY, host, prefix};
 use crate::allowed::Limit;
 use crate::field::{Field, Read};
-use crate::finding::Reason;
+use crate::finding::{Finding, Reason};
 use crate::ports::{read_port, read_protocol};
 use crate::report::Report;
 use crate::text::quoted;
@@ -20,44 +20,61 @@ pub const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source
 
 const VOID: &str = "the entry opens nothing";
 
-/// What a Service means to the firewall.
-#[derive(Default)]
+/// What a Service says, whatever is allowed.
+#[derive(Debug)]
 pub(crate) struct ServiceRead {
-    /// All assigned addresses, also those that are not opened.
-    pub(crate) assigned: BTreeSet<IpAddr>,
-    /// What is opened, if anything.
-    pub(crate) service: Option<Service>,
+    /// All assigned addresses, also those that are not opened, with their indexes in the list as written.
+    assigned: Vec<(IpAddr, usize)>,
+    ports: BTreeSet<(Protocol, u16)>,
+    /// Who may come; `None`: nobody.
+    sources: Option<Sources>,
+    report: Report,
 }
 
 /// Reads one Service. Other types than LoadBalancer mean nothing here and have no findings.
-pub(crate) fn read_service(body: &Value, limit: &Limit, report: &mut Report) -> ServiceRead {
+pub(crate) fn read_service(body: &Value, mut report: Report) -> ServiceRead {
     let spec = Field::root(body, "spec");
     // A wrong type of `type` is not LoadBalancer either; the API server refuses it.
     if body.pointer("/spec/type").and_then(Value::as_str) != Some("LoadBalancer") {
-        return ServiceRead::default();
+        return ServiceRead { assigned: Vec::new(), ports: BTreeSet::new(), sources: None, report };
     }
-    let assigned = read_assigned(&Field::root(body, "status").get("loadBalancer").get("ingress"), report);
-    let mut addresses = BTreeSet::new();
-    for (address, path) in &assigned {
-        if limit.covers(IpNet::from(*address)) {
-            addresses.insert(*address);
-        } else {
-            limit.forbid(path, &address.to_string(), report);
-        }
-    }
-    let ports = read_ports(&spec.get("ports"), report);
-    let sources = read_sources(body, report);
-    let service = match sources {
-        Some(sources) if !addresses.is_empty() && !ports.is_empty() => {
-            Some(Service { addresses, ports, sources })
-        }
-        _ => None,
-    };
-    ServiceRead { assigned: assigned.into_iter().map(|(address, _)| address).collect(), service }
+    let assigned =
+        read_assigned(&Field::root(body, "status").get("loadBalancer").get("ingress"), &mut report);
+    let ports = read_ports(&spec.get("ports"), &mut report);
+    let sources = read_sources(body, &mut report);
+    ServiceRead { assigned, ports, sources, report }
 }
 
-/// The assigned addresses with the paths of their fields.
-fn read_assigned(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, String)> {
+impl ServiceRead {
+    /// All assigned addresses, also those that are not opened.
+    pub(crate) fn assigned(&self) -> impl Iterator<Item = IpAddr> {
+        self.assigned.iter().map(|(address, _)| *address)
+    }
+
+    /// What is opened, if anything, and all that is to be said of the Service.
+    pub(crate) fn judge(&self, limit: &Limit) -> (Option<Service>, Vec<Finding>) {
+        let mut report = self.report.clone();
+        let mut addresses = BTreeSet::new();
+        for (address, index) in &self.assigned {
+            if limit.covers(IpNet::from(*address)) {
+                addresses.insert(*address);
+            } else {
+                let path = format!("status.loadBalancer.ingress[{index}].ip");
+                limit.forbid(&path, &address.to_string(), &mut report);
+            }
+        }
+        let service = match &self.sources {
+            Some(sources) if !addresses.is_empty() && !self.ports.is_empty() => {
+                Some(Service { addresses, ports: self.ports.clone(), sources: sources.clone() })
+            }
+            _ => None,
+        };
+        (service, report.into_findings())
+    }
+}
+
+/// The assigned addresses with their indexes.
+fn read_assigned(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, usize)> {
     let list = field.list(fw_crds::MAX_ADDRESSES, report);
     if list.empty {
         report.info(
@@ -68,14 +85,14 @@ fn read_assigned(field: &Field<'_>, report: &mut Report) -> Vec<(IpAddr, String)
         );
     }
     let mut assigned = Vec::new();
-    for (_, entry) in &list.entries {
+    for (index, entry) in &list.entries {
         if !entry.map(report) {
             continue;
         }
         let ip = entry.get("ip");
         match ip.text(report) {
             Read::Valid(text) => match host(text) {
-                Ok(address) => assigned.push((address, ip.path)),
+                Ok(address) => assigned.push((address, *index)),
                 Err(why) => report.error(
                     &ip.path,
                     Reason::InvalidAddress,

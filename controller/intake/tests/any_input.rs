@@ -305,6 +305,55 @@ fn what_is_left_of_lists_is_never_more_than_was_written() {
     );
 }
 
+/// A Firewall that limits what may be opened.
+fn limits() -> impl Strategy<Value = Value> {
+    let list = || prop::collection::vec(select(vec!["10.0.0.0/8", "192.0.2.0/24", "2001:db8::/33"]), 0..3);
+    let allowed = prop::option::of((list(), list()));
+    allowed.prop_map(|allowed| {
+        let allowed = allowed.map(|(ingress, egress)| json!({"ingress": ingress, "egress": egress}));
+        json!({
+            "apiVersion": "metal-stack.io/v1", "kind": "Firewall",
+            "metadata": {"namespace": "firewall", "name": "firewall"},
+            "spec": {"allowedNetworks": allowed, "insideInterfaces": ["eth0"]},
+        })
+    })
+}
+
+fn service() -> impl Strategy<Value = Value> {
+    let address = select(vec!["10.0.0.1", "192.0.2.7", "2001:db8::1", "2001:db8:8000::1", "x"]);
+    prop::collection::vec(address, 0..4).prop_map(|addresses| {
+        let ingress: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "n", "name": "s"},
+            "spec": {"type": "LoadBalancer", "ports": [{"port": 443, "protocol": "TCP"}]},
+            "status": {"loadBalancer": {"ingress": ingress}},
+        })
+    })
+}
+
+/// Texts are read once: nothing of one judgement may be left in the next.
+#[test]
+fn what_was_read_under_one_limit_means_under_another_what_it_means_there() {
+    let differ = Cell::new(0);
+    TestRunner::new(config())
+        .run(&(limits(), limits(), policy(), service()), |(first, second, policy, service)| {
+            let objects = manifests(vec![policy.clone(), service.clone()]);
+            let judge = |objects: &[Manifest], firewall: &Value| {
+                let firewall = manifests(vec![firewall.clone()]);
+                intake(&Objects::new(objects.iter().chain(&firewall)), &facts())
+            };
+            let before = judge(&objects, &first);
+            let after = judge(&objects, &second);
+            prop_assert_eq!(&after, &judge(&manifests(vec![policy, service]), &second));
+            let opens = |judged: Intake| (judged.set.policies, judged.set.services);
+            differ.set(differ.get() + usize::from(opens(before) != opens(after)));
+            Ok(())
+        })
+        .unwrap();
+    println!("{} limits changed what is open", differ.get());
+    assert!(differ.get() > 300, "the limits hardly change anything");
+}
+
 /// Compares what is left of a rule with what was written; gives the number of blocks and port ranges left.
 fn assert_no_more_than_written(written: &Value, rule: &Rule, judged: &Intake) -> (usize, usize) {
     let (Peers::Blocks(blocks), Ports::Ranges(ranges)) = (&rule.peers, &rule.ports) else {

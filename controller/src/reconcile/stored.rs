@@ -102,16 +102,12 @@ pub trait Memory: Send {
 
 /// The finding about a Firewall object that is gone and stays in force.
 pub(super) fn kept_finding(firewall: Option<&Manifest>) -> Finding {
-    let head = firewall.map(|manifest| manifest.body.head()).unwrap_or_default();
-    let text = |pointer| {
-        let value = head.pointer(pointer).and_then(|value| value.as_str());
-        value.unwrap_or("firewall").to_owned()
-    };
+    let id = firewall.and_then(Manifest::id);
     Finding {
         subject: Subject::Object(Origin {
             kind: ObjectKind::Firewall,
-            namespace: text("/metadata/namespace"),
-            name: text("/metadata/name"),
+            namespace: id.map_or("firewall", |id| &id.namespace).to_owned(),
+            name: id.map_or("firewall", |id| &id.name).to_owned(),
             field: String::new(),
         }),
         severity: Severity::Warning,

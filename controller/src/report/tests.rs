@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use fw_intake::HostFacts;
 use fw_nft::fake::{FakeKernel, Fault};
+use fw_policy::ObjectKind;
 use serde_json::json;
 
 use super::*;

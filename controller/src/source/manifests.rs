@@ -336,8 +336,8 @@ fn is_below(path: &Path, unusable: &BTreeMap<PathBuf, String>) -> bool {
 /// True when the last document has no kind or no name: YAML that was cut off is often still YAML.
 fn is_cut(objects: &[Arc<Manifest>]) -> bool {
     objects.last().is_some_and(|last| {
-        let head = last.body.head();
-        let has = |pointer| head.pointer(pointer).and_then(|value| value.as_str()).is_some();
+        let body = last.body.tree();
+        let has = |pointer| body.pointer(pointer).and_then(|value| value.as_str()).is_some();
         !has("/kind") || !has("/metadata/name")
     })
 }

@@ -12,7 +12,7 @@ fn policy(name: &str) -> String {
 }
 
 fn names(snapshot: &Snapshot) -> Vec<String> {
-    let name = |manifest: &Manifest| manifest.body.head()["metadata"]["name"].as_str().unwrap().to_owned();
+    let name = |manifest: &Manifest| manifest.id().unwrap().name.clone();
     snapshot.manifests().map(name).collect()
 }
 
