@@ -10,7 +10,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use fw_intake::Manifest;
-use fw_netlink::memory;
 use tracing::warn;
 
 use crate::addresses::{Owned, OwnedDocument, Record};
@@ -25,8 +24,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// So many times as long as a write took is the pause after it: thousands of objects are megabytes.
 const REST: u32 = 10;
 const LONGEST: Duration = Duration::from_secs(1);
-/// When nothing is to be written for so long, memory that a burst left free goes back to the kernel.
-const TIDY: Duration = Duration::from_secs(5);
 /// When a failed write is tried again without a newer version.
 const RETRY: Duration = Duration::from_secs(60);
 
@@ -164,26 +161,11 @@ pub fn start(
 
 fn write_all(state: &StateDir, identity: Option<&Identity>, shared: &Shared) {
     let mut written = Instant::now();
-    let mut is_tidy = false;
     loop {
         let mut inbox = shared.inbox();
         while inbox.snapshot.is_none() && inbox.kernel.is_none() && !inbox.stop {
-            if is_tidy {
-                inbox = shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            }
-            let waited = shared.changed.wait_timeout(inbox, TIDY);
-            let (back, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            inbox = back;
-            if timeout.timed_out() {
-                // Not under the lock: the reconciler takes it.
-                drop(inbox);
-                memory::give_back();
-                is_tidy = true;
-                inbox = shared.inbox();
-            }
+            inbox = shared.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner);
         }
-        is_tidy = false;
         let stop = inbox.stop;
         let (snapshot, kernel) = (inbox.snapshot.take(), inbox.kernel.take());
         drop(inbox);

@@ -75,11 +75,7 @@ impl Scraper {
         state.last = None;
         let began = Instant::now();
         let options = config.read_options();
-        let reading = tokio::task::spawn_blocking(move || {
-            let figures = ruleset::read(options);
-            fw_netlink::memory::give_back();
-            figures
-        });
+        let reading = tokio::task::spawn_blocking(move || ruleset::read(options));
         let wanted = config.sources();
         let asking = ask_all(&wanted);
         let (figures, answers) = tokio::join!(reading, asking);

@@ -7,19 +7,14 @@
 //! | [`nflog`] | NFLOG configuration and packets; [`nflog::Reader`] owns a socket | only the reader |
 //! | [`ctnetlink`] | entries of conntrack; [`ctnetlink::Conntrack`] owns a socket | only that one |
 //! | [`socket`] | the system calls | yes |
-//! | [`memory`] | what the allocator keeps | no |
 //!
 //! Everything that reads takes hostile bytes: lengths are checked, nothing panics, unknown attributes are skipped
 //! and unknown expressions kept as [`nft::Expr::Unknown`].
-#![allow(
-    unsafe_code,
-    reason = "libc calls without a safe form in std; only `socket` and `memory` hold unsafe blocks"
-)]
+#![allow(unsafe_code, reason = "libc calls without a safe form in std; only `socket` holds unsafe blocks")]
 
 pub mod attr;
 pub mod batch;
 pub mod ctnetlink;
-pub mod memory;
 pub mod message;
 pub mod nflog;
 
