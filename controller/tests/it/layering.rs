@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::tree::{self, none};
 
 /// Every crate and the crates of ours it may use to do its work (dev-dependencies aside).
-const ARROWS: [(&str, &[&str]); 16] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("fw-bpf-common", &[]),
     ("fw-bpf", &["fw-bpf-common"]),
     ("fw-names", &["fw-policy", "fw-bpf-common"]),
@@ -24,8 +24,9 @@ const ARROWS: [(&str, &[&str]); 16] = [
     ("fw-nft", &["fw-ruleset", "fw-netlink", "fw-policy"]),
     ("fw-kube", &["fw-crds", "fw-intake", "fw-policy"]),
     ("fw-ids", &[]),
-    ("fw-droptailer", &["fw-netlink", "fw-policy"]),
-    ("fw-exporter", &["fw-netlink"]),
+    ("fw-edge", &[]),
+    ("fw-droptailer", &["fw-edge", "fw-netlink", "fw-policy"]),
+    ("fw-exporter", &["fw-edge", "fw-netlink"]),
     ("fw-testkit", &["fw-policy", "fw-netlink", "fw-droptailer"]),
     (
         "fw-controller",
@@ -38,6 +39,7 @@ const ARROWS: [(&str, &[&str]); 16] = [
             "fw-bpf-common",
             "fw-bpf",
             "fw-dns",
+            "fw-edge",
             "fw-netlink",
             "fw-nft",
             "fw-droptailer",
