@@ -30,7 +30,7 @@ APISERVER := deploy/scripts/cluster.sh
 # What people see the drop log with, and so does one test; built as the API server is. Without it that test fails.
 STERN := deploy/scripts/stern.sh
 
-.PHONY: help build demo cluster apiserver stern test lint bench soak fuzz bless static tools clean
+.PHONY: help build demo cluster apiserver stern test today lint bench soak fuzz bless static tools clean
 
 help:            ## print this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -59,9 +59,14 @@ test: tools apiserver ## every test; needs root (network namespaces, nftables)
 	$(MAKE) demo
 	$(MAKE) fuzz
 
+today: tools     ## the tests beside today's droptailer, which is in a directory: make today FW_TODAY=DIRECTORY
+	$(if $(FW_TODAY),FW_TODAY=$(abspath $(FW_TODAY))) $(CARGO) test -p fw-droptailer --test today
+
+# `--all-targets` leaves out what `cargo test` does not run.
 lint: tools      ## formatting and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --workspace --test today --all-features -- -D warnings
 	$(CARGO) fmt --manifest-path bpf/xdp/Cargo.toml --check
 	cd bpf/xdp && $(LINT_EBPF) --target-dir $(CURDIR)/target/bpf-lint -- -D warnings
 

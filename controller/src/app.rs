@@ -11,6 +11,7 @@ use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use fw_edge::socket::Listening;
 use fw_kube::{Credentials, Report};
 use fw_netlink::socket::SocketError;
 use fw_nft::{Drift, Monitor, NetlinkKernel, Step};
@@ -21,7 +22,7 @@ use tracing::{info, warn};
 
 use crate::cluster::Handle;
 use crate::config::RunArgs;
-use crate::control::{self, Counters, Listening, Server};
+use crate::control::{self, Counters, Server};
 use crate::host::ThisMachine;
 use crate::notify::{ServiceManager, Told};
 use crate::persist::{self, AddressRecord};

@@ -20,20 +20,19 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::{Duration, SystemTime};
 
 use fw_droptailer::control::{MOST_PACKETS, Question};
+use fw_edge::socket::Listening;
 use fw_ruleset::Ruleset;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -196,53 +195,12 @@ impl Counters {
     }
 }
 
-/// A bound socket; the file goes when this does.
-pub struct Listening {
-    listener: UnixListener,
-    path: PathBuf,
-    inode: u64,
-}
-
-impl Listening {
-    /// Binds the socket in place of one that nobody answers on. It is bound beside and renamed, so that it never has
-    /// wider permissions than it should.
-    pub fn bind(path: &Path) -> io::Result<Self> {
-        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            std::fs::create_dir_all(directory)?;
-        }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another controller answers on it"));
-        }
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(format!(".{}", std::process::id()));
-        let beside = PathBuf::from(beside);
-        std::fs::remove_file(&beside).ok();
-        let listener = UnixListener::bind(&beside)?;
-        let placed = std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o660))
-            .and_then(|()| std::fs::rename(&beside, path));
-        if let Err(error) = placed {
-            std::fs::remove_file(&beside).ok();
-            return Err(error);
-        }
-        Ok(Self { listener, path: path.to_owned(), inode: std::fs::symlink_metadata(path)?.ino() })
-    }
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        // Another controller may have put its own there meanwhile.
-        if std::fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.ino() == self.inode) {
-            std::fs::remove_file(&self.path).ok();
-        }
-    }
-}
-
 /// Serves until the task is dropped.
 pub async fn serve(socket: &Listening, server: Arc<Server>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let stream = match socket.listener.accept().await {
-            Ok((stream, _)) => stream,
+        let stream = match socket.accept().await {
+            Ok(stream) => stream,
             Err(error) => {
                 server.counters.accept_errors.fetch_add(1, Ordering::Relaxed);
                 warn!("control socket: {error}");

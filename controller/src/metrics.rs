@@ -2,22 +2,15 @@
 //!
 //! The families are ours; those of the field (`nftables_*`) are the exporter's.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use prometheus::{Encoder, TextEncoder};
+use fw_edge::pages::{Door, Page, WhenFull, page};
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use serde_json::Value;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::debug;
 
 use crate::cluster::Api;
 use crate::control::Server;
@@ -30,10 +23,8 @@ mod families;
 mod ids;
 mod names;
 
-/// Scrapes at one time.
-const MAX_CONNECTIONS: usize = 16;
-/// For a request's head to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// For a connection, whatever it does.
+const LIFETIME: Duration = Duration::from_secs(60);
 /// Policies, by direction, and Services that have series of their own.
 const MAX_OBJECTS: usize = 2000;
 /// See [`crate::names::followers`].
@@ -43,11 +34,13 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Serves until dropped; what is in the way is a problem in the status.
 pub async fn serve(address: SocketAddr, server: Arc<Server>, problems: Problems) {
+    let door = Door::new(WhenFull::TurnAway, LIFETIME);
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => {
                 problems.clear("metrics");
-                accept(listener, Arc::clone(&server)).await;
+                let server = Arc::clone(&server);
+                door.serve(&listener, move |request| answer(request, Arc::clone(&server))).await;
             }
             Err(error) => {
                 problems.set("metrics", vec![format!("no metrics on {address}: {error}")]);
@@ -57,33 +50,7 @@ pub async fn serve(address: SocketAddr, server: Arc<Server>, problems: Problems)
     }
 }
 
-async fn accept(listener: TcpListener, server: Arc<Server>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let server = Arc::clone(&server);
-        tokio::spawn(async move {
-            let answer = service_fn(|request| answer(request, Arc::clone(&server)));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(stream), answer);
-            if let Err(error) = connection.await {
-                debug!("metrics: {error}");
-            }
-            drop(place);
-        });
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    server: Arc<Server>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, server: Arc<Server>) -> Page {
     let (status, text) = match request.uri().path() {
         "/metrics" => match server.metrics().await {
             Ok(text) => (StatusCode::OK, text),
@@ -91,12 +58,7 @@ async fn answer(
         },
         _ => (StatusCode::NOT_FOUND, "see /metrics\n".to_owned()),
     };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    if let Ok(kind) = TextEncoder::new().format_type().parse() {
-        response.headers_mut().insert(CONTENT_TYPE, kind);
-    }
-    Ok(response)
+    page(status, text)
 }
 
 /// What the families are made from.

@@ -1,8 +1,8 @@
-//! Logs, and the one place where an error chain is printed.
+//! Logs, and how error chains are printed.
 
-use std::error::Error;
 use std::io::IsTerminal;
 
+pub use fw_edge::chain;
 use tracing::level_filters::LevelFilter;
 
 use crate::config::LogLevel;
@@ -28,31 +28,4 @@ pub fn start(level: LogLevel) {
     };
     // A second start in one process (tests) keeps the first subscriber.
     drop(started);
-}
-
-/// An error with its causes on one line: `message: cause: cause of the cause`.
-pub fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug, thiserror::Error)]
-    #[error("cannot read the manifest")]
-    struct Outer(#[source] std::io::Error);
-
-    #[test]
-    fn a_chain_prints_every_cause_once() {
-        let error = Outer(std::io::Error::other("disk on fire"));
-        assert_eq!(chain(&error), "cannot read the manifest: disk on fire");
-    }
 }

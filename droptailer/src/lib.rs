@@ -27,7 +27,6 @@ pub mod record;
 pub mod server;
 pub mod spool;
 pub mod tail;
-mod telemetry;
 mod timestamp;
 pub mod tls;
 pub mod wire;

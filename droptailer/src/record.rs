@@ -74,6 +74,12 @@ pub struct DropRecord {
 /// Keys that [`DropRecord`] itself sets beside those of the header.
 const OWN_KEYS: [&str; 6] = ["ACTION", "IN", "MAC", "OUT", "TS_US", "timestamp"];
 
+/// Length of an Ethernet header without tags.
+const ETHERNET: usize = 14;
+const TAG: usize = 4;
+/// 802.1Q, 802.1ad (QinQ).
+const TAGS: [u16; 2] = [0x8100, 0x88a8];
+
 impl DropRecord {
     /// Reads a logged packet. Never fails: whatever the packet is, what can be read is there.
     pub fn new(logged: &Logged<'_>) -> Self {
@@ -96,6 +102,23 @@ impl DropRecord {
             link,
             extra: BTreeMap::new(),
         }
+    }
+
+    /// A packet that was dropped before the rules saw it: `frame` is its first bytes, `time` seconds and microseconds
+    /// since 1970, `input` the interface. Says so by the key `WHERE`, which the kernel's lines do not have. `None`: no
+    /// Ethernet frame, or one with more than two tags.
+    pub fn early(frame: &[u8], time: (u64, u32), input: &str) -> Option<Self> {
+        let mut record = Self::new(&Logged {
+            action: Action::Drop,
+            time,
+            input,
+            output: "",
+            link_header: frame.get(..ETHERNET)?,
+            mark: 0,
+            packet: frame.get(network_header(frame)?..)?,
+        });
+        record.add("WHERE", "early");
+        Some(record)
     }
 
     /// Adds a key such as POLICY or HINT; false, and nothing happens, when it is one of the kernel's or ours.
@@ -131,6 +154,19 @@ impl DropRecord {
         let fields = self.fields();
         line(self.time.0, fields.iter().map(|(key, value)| (*key, value.as_str())))
     }
+}
+
+/// Where what an Ethernet frame carries begins, behind up to two tags.
+fn network_header(frame: &[u8]) -> Option<usize> {
+    let mut at = ETHERNET - 2;
+    for _ in 0..3 {
+        let kind = u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?);
+        if !TAGS.contains(&kind) {
+            return Some(at + 2);
+        }
+        at += TAG;
+    }
+    None
 }
 
 /// Keys of the kernel's LOG line, also those that this packet happens not to have.

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use fw_edge::chain;
 use fw_exporter::config::{Config, ConfigError, DEFAULT_PATH, LogLevel};
-use fw_exporter::scrape::chain;
-use fw_exporter::server::{self, Exporter, MAX_CONNECTIONS};
+use fw_exporter::server::{self, Exporter};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Semaphore;
 use tracing::level_filters::LevelFilter;
 use tracing::{error, info, warn};
 use tracing_subscriber::{Registry, reload};
@@ -109,7 +108,6 @@ async fn run(arguments: &Arguments, config: Config, log: &Log) -> Result<(), Con
         None => server::listen(&config).await?,
     };
     let exporter = Arc::new(Exporter::new(config));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let wrong = |error: std::io::Error| ConfigError::Value(format!("signals: {error}"));
     let mut hangup = signal(SignalKind::hangup()).map_err(wrong)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(wrong)?;
@@ -118,7 +116,7 @@ async fn run(arguments: &Arguments, config: Config, log: &Log) -> Result<(), Con
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {
-            () = server::serve(&listener, &exporter, &places) => {}
+            () = server::serve(&listener, &exporter) => {}
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {

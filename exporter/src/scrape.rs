@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use fw_edge::chain;
 use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
@@ -25,7 +26,6 @@ const MAX_AGE: Duration = Duration::from_secs(120);
 pub struct Scraper {
     state: Mutex<State>,
     scrapes: AtomicU64,
-    refused: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -56,13 +56,9 @@ struct Answered {
 }
 
 impl Scraper {
-    /// A connection was closed because too many are open.
-    pub fn refuse(&self) {
-        self.refused.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The metrics now: nothing in it was read before this call.
-    pub async fn scrape(&self, config: &Config) -> Arc<Page> {
+    /// The metrics now: nothing in it was read before this call. `refused` connections were closed because too many
+    /// were open.
+    pub async fn scrape(&self, config: &Config, refused: u64) -> Arc<Page> {
         let asked = Instant::now();
         self.scrapes.fetch_add(1, Ordering::Relaxed);
         let mut state = self.state.lock().await;
@@ -85,7 +81,7 @@ impl Scraper {
             // The thread panicked, which says a bug of ours; the scrape says so.
             Err(_) => state.failed(),
         };
-        self.write(&mut text, &state.reads, figures.as_ref());
+        self.write(&mut text, &state.reads, refused, figures.as_ref());
         let foreign = state.sources(&mut text, answers);
         process::write(&mut text);
         let figures = figures.map(|(figures, _)| figures);
@@ -94,7 +90,13 @@ impl Scraper {
         page
     }
 
-    fn write(&self, text: &mut Text, reads: &Reads, figures: Option<&(Arc<Figures>, Duration)>) {
+    fn write(
+        &self,
+        text: &mut Text,
+        reads: &Reads,
+        refused: u64,
+        figures: Option<&(Arc<Figures>, Duration)>,
+    ) {
         text.one(&UP, u8::from(figures.is_some()));
         text.head(&BUILD_INFO);
         text.sample(&BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1);
@@ -104,7 +106,7 @@ impl Scraper {
         }
         text.one(&RETRIES, reads.retries);
         text.one(&SCRAPES, self.scrapes.load(Ordering::Relaxed));
-        text.one(&REFUSED, self.refused.load(Ordering::Relaxed));
+        text.one(&REFUSED, refused);
         let Some((figures, age)) = figures else { return };
         text.one(&READ_SECONDS, figures.took.as_secs_f64());
         text.one(&AGE, age.as_secs_f64());
@@ -206,18 +208,6 @@ impl State {
             warn!("no metrics of {name}: {}", chain(error));
         }
     }
-}
-
-/// An error with its causes on one line.
-pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// The text of a page as a whole, for tests and for who wants it at once.

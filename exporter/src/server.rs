@@ -5,39 +5,32 @@ use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use fw_edge::pages::{Door, TEXT_FORMAT, WhenFull};
 use hyper::body::{Body, Bytes, Frame, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tracing::debug;
 
 use crate::config::{Config, ConfigError};
 use crate::families::Pieces;
 use crate::scrape::Scraper;
 
-/// Connections at one time.
-pub const MAX_CONNECTIONS: usize = 16;
-/// For a request's head to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest life of a connection: whoever reads that slowly begins again.
 const LIFETIME: Duration = Duration::from_secs(300);
-/// Prometheus' text format.
-const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What all connections share.
 #[derive(Debug)]
 pub struct Exporter {
     config: RwLock<Arc<Config>>,
     scraper: Scraper,
+    door: Door,
 }
 
 impl Exporter {
     /// With a configuration.
     pub fn new(config: Config) -> Self {
-        Self { config: RwLock::new(Arc::new(config)), scraper: Scraper::default() }
+        let door = Door::new(WhenFull::TurnAway, LIFETIME);
+        Self { config: RwLock::new(Arc::new(config)), scraper: Scraper::default(), door }
     }
 
     /// The configuration now.
@@ -59,9 +52,9 @@ impl Exporter {
             return response;
         }
         if path == config.url_path {
-            let page = self.scraper.scrape(&config).await;
+            let page = self.scraper.scrape(&config, self.door.turned_away()).await;
             let mut response = Response::new(Answer::Pieces(page.pieces()));
-            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(TEXT_FORMAT));
+            response.headers_mut().insert(CONTENT_TYPE, TEXT_FORMAT);
             return response;
         }
         match path {
@@ -113,34 +106,12 @@ pub async fn listen(config: &Config) -> Result<TcpListener, ConfigError> {
     Err(ConfigError::Value(format!("cannot listen on {:?}: {error}", config.bind_to)))
 }
 
-/// Serves until dropped.
-pub async fn serve(listener: &TcpListener, exporter: &Arc<Exporter>, places: &Arc<Semaphore>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, say: the next accept would fail as fast.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let Ok(place) = Arc::clone(places).try_acquire_owned() else {
-            exporter.scraper.refuse();
-            continue;
-        };
-        let exporter = Arc::clone(exporter);
-        tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let exporter = Arc::clone(&exporter);
-                async move { Ok::<_, Infallible>(exporter.answer(&request).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(stream), answer);
-            match tokio::time::timeout(LIFETIME, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!("a connection broke: {error}"),
-                Err(_) => debug!("a connection was open for too long"),
-            }
-            drop(place);
-        });
-    }
+/// Serves until dropped. Connections that are open then go on, and count for the next listener's bound.
+pub async fn serve(listener: &TcpListener, exporter: &Arc<Exporter>) {
+    let answering = Arc::clone(exporter);
+    let answer = move |request| {
+        let exporter = Arc::clone(&answering);
+        async move { exporter.answer(&request).await }
+    };
+    exporter.door.serve(listener, answer).await;
 }

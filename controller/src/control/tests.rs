@@ -1,4 +1,5 @@
 use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::mpsc::channel;
 
 use super::*;
@@ -128,22 +129,4 @@ async fn connections_beyond_the_bound_are_refused_and_counted() {
         }
     };
     timeout(Duration::from_secs(20), answered).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_stale_socket_is_replaced_a_live_one_is_not_and_the_mode_is_0660() {
-    let directory = TemporaryDirectory::new("control");
-    let path = directory.path().join("run/control.sock");
-    let first = Listening::bind(&path).unwrap();
-    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-    assert!(Listening::bind(&path).is_err());
-    // As a kill leaves it: the file is there, nobody listens.
-    let inode = first.inode;
-    std::mem::forget(first);
-    std::fs::remove_file(&path).unwrap();
-    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-    let second = Listening::bind(&path).unwrap();
-    assert_ne!(second.inode, inode);
-    drop(second);
-    assert!(!path.exists());
 }

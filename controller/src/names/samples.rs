@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use fw_bpf::Samples;
 use fw_bpf_common::Sample;
 use fw_droptailer::control::EarlyDrop;
-use fw_droptailer::record::{Action, DropRecord, Logged};
+use fw_droptailer::record::DropRecord;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use tracing::{debug, info, warn};
@@ -21,11 +21,6 @@ use crate::telemetry::chain;
 const LOOK_UP: u16 = 1000;
 /// How often it looks what did not fit into the ring.
 const COUNT: Duration = Duration::from_secs(1);
-
-const ETHERNET: usize = 14;
-const TAG: usize = 4;
-/// 802.1Q, 802.1ad (QinQ).
-const TAGS: [u16; 2] = [0x8100, 0x88a8];
 
 /// Reads the samples of dropped packets on a thread of its own: answers do not wait for it. Ends soon after `open` is
 /// gone.
@@ -81,22 +76,11 @@ fn early(sample: &Sample) -> EarlyDrop {
     }
 }
 
-/// The line, with the key `WHERE` that the kernel's lines do not have. `None`: not an IP packet.
+/// The line. `None`: not an Ethernet frame.
 fn line(sample: &Sample) -> Option<String> {
-    let frame = filled(sample)?;
-    let packet = frame.get(network_header(frame)?..)?;
     let since = time_of(sample);
-    let input = input(sample);
-    let mut record = DropRecord::new(&Logged {
-        action: Action::Drop,
-        time: (since.as_secs(), since.subsec_micros()),
-        input: &input,
-        output: "",
-        link_header: frame.get(..ETHERNET)?,
-        mark: 0,
-        packet,
-    });
-    record.add("WHERE", "early");
+    let record =
+        DropRecord::early(filled(sample)?, (since.as_secs(), since.subsec_micros()), &input(sample))?;
     Some(record.line())
 }
 
@@ -113,18 +97,6 @@ fn time_of(sample: &Sample) -> Duration {
 fn input(sample: &Sample) -> String {
     nix::net::if_::if_indextoname(sample.ifindex)
         .map_or_else(|_| format!("#{}", sample.ifindex), |name| name.to_string_lossy().into_owned())
-}
-
-fn network_header(frame: &[u8]) -> Option<usize> {
-    let mut at = ETHERNET - 2;
-    for _ in 0..3 {
-        let kind = u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?);
-        if !TAGS.contains(&kind) {
-            return Some(at + 2);
-        }
-        at += TAG;
-    }
-    None
 }
 
 #[cfg(test)]

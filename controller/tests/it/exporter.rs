@@ -20,7 +20,7 @@ fn scraped(ns: &Netns) -> Result<Vec<Sample>> {
         Config { controller_socket: String::new(), droptailer_socket: String::new(), ..Config::default() };
     let text = ns.run(|| -> Result<String> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(async { scrape::text(Scraper::default().scrape(&config).await) }))
+        Ok(runtime.block_on(async { scrape::text(Scraper::default().scrape(&config, 0).await) }))
     })??;
     let mut samples = Vec::new();
     for line in text.lines().filter(|line| line.starts_with("nftables_") && !line.contains("exporter_")) {

@@ -1,10 +1,9 @@
 //! What `/metrics` of a running controller shows: what METRICS.md says, in the form that Prometheus wants.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
-use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use fw_testkit::monitoring::promtool;
 use serde_json::json;
 
 use crate::kube::field::Field;
@@ -87,18 +86,8 @@ fn compare(text: &str, with_api: bool) -> Result<()> {
 
 /// `promtool check metrics` has nothing to say.
 fn check(text: &str) -> Result<()> {
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("promtool (Debian package prometheus) does not start")?;
-    promtool.stdin.take().context("a pipe")?.write_all(text.as_bytes())?;
-    let output = promtool.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    ensure!(output.status.success() && said.is_empty(), "promtool says {said}");
+    let said = promtool(text)?;
+    ensure!(said.is_empty(), "promtool says {said:?}");
     Ok(())
 }
 

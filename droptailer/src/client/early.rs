@@ -14,17 +14,12 @@ use super::figures::{Figures, add};
 use super::worker::Item;
 use crate::control::{EarlyDrop, Followed};
 use crate::loss::{Cause, Ledger};
-use crate::record::{Action, DropRecord, Logged};
+use crate::record::DropRecord;
 
 /// Between two attempts; also how long the end of the client can take.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest line.
 const LONGEST: u64 = 16 << 10;
-
-const ETHERNET: usize = 14;
-const TAG: usize = 4;
-/// 802.1Q, 802.1ad (QinQ).
-const TAGS: [u16; 2] = [0x8100, 0x88a8];
 
 /// What the thread needs.
 pub(crate) struct Follower {
@@ -88,33 +83,10 @@ impl Follower {
     }
 }
 
-/// The record, with the key `WHERE` that the kernel's lines do not have. `None`: not an Ethernet frame.
+/// The record. `None`: not an Ethernet frame.
 pub(crate) fn record(early: &EarlyDrop) -> Option<DropRecord> {
-    let frame = bytes(&early.frame)?;
-    let packet = frame.get(network_header(&frame)?..)?;
-    let mut record = DropRecord::new(&Logged {
-        action: Action::Drop,
-        time: (early.ts_us / 1_000_000, u32::try_from(early.ts_us % 1_000_000).unwrap_or(0)),
-        input: &early.input,
-        output: "",
-        link_header: frame.get(..ETHERNET)?,
-        mark: 0,
-        packet,
-    });
-    record.add("WHERE", "early");
-    Some(record)
-}
-
-fn network_header(frame: &[u8]) -> Option<usize> {
-    let mut at = ETHERNET - 2;
-    for _ in 0..3 {
-        let kind = u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?);
-        if !TAGS.contains(&kind) {
-            return Some(at + 2);
-        }
-        at += TAG;
-    }
-    None
+    let time = (early.ts_us / 1_000_000, u32::try_from(early.ts_us % 1_000_000).unwrap_or(0));
+    DropRecord::early(&bytes(&early.frame)?, time, &early.input)
 }
 
 fn bytes(hexadecimal: &str) -> Option<Vec<u8>> {

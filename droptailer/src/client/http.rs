@@ -1,70 +1,44 @@
 //! `GET /metrics` on `--metrics-addr`.
 
-use std::convert::Infallible;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use fw_edge::pages::{Door, Page, WhenFull, page};
+use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::socket::Server;
 
-/// Scrapes at one time.
-const MAX_CONNECTIONS: usize = 16;
-/// For a request's head to arrive.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to listen.
+const AGAIN: Duration = Duration::from_secs(5);
+/// For a connection, whatever it does.
+const LIFETIME: Duration = Duration::from_secs(60);
 
 /// Serves until dropped.
 pub(crate) async fn serve(address: SocketAddr, server: Arc<Server>) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let door = Door::new(WhenFull::TurnAway, LIFETIME);
     loop {
-        let listener = match TcpListener::bind(address).await {
-            Ok(listener) => listener,
+        match TcpListener::bind(address).await {
+            Ok(listener) => {
+                let server = Arc::clone(&server);
+                door.serve(&listener, move |request| ready(answer(&request, &server))).await;
+            }
             Err(error) => {
                 warn!("no metrics on {address}: {error}");
-                sleep(PATIENCE).await;
-                continue;
+                sleep(AGAIN).await;
             }
-        };
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-            let server = Arc::clone(&server);
-            tokio::spawn(async move {
-                let answer = service_fn(|request| std::future::ready(answer(&request, &server)));
-                let connection = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(PATIENCE)
-                    .serve_connection(TokioIo::new(stream), answer);
-                if let Err(error) = connection.await {
-                    debug!("metrics: {error}");
-                }
-                drop(place);
-            });
         }
     }
 }
 
-fn answer(request: &Request<Incoming>, server: &Server) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (status, text) = match request.uri().path() {
-        "/metrics" => (StatusCode::OK, server.exposition()),
-        _ => (StatusCode::NOT_FOUND, "see /metrics\n".to_owned()),
-    };
-    let mut response = Response::new(Full::new(Bytes::from(text)));
-    *response.status_mut() = status;
-    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    Ok(response)
+fn answer(request: &Request<Incoming>, server: &Server) -> Page {
+    match request.uri().path() {
+        "/metrics" => page(StatusCode::OK, server.exposition()),
+        _ => page(StatusCode::NOT_FOUND, "see /metrics\n".to_owned()),
+    }
 }

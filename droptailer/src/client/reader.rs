@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
+use fw_edge::chain;
 use fw_netlink::nflog::{NflogError, Options, Packet, Reader};
 use tracing::{info, warn};
 
@@ -16,7 +17,6 @@ use super::raw::{Prefixes, Raw};
 use super::settle::Settlement;
 use super::worker::Item;
 use crate::loss::{Cause, Ledger};
-use crate::telemetry::chain;
 
 /// Between two attempts to become the group's listener.
 const AGAIN: Duration = Duration::from_secs(1);

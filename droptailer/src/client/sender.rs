@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fw_edge::chain;
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use rustls::ClientConfig;
@@ -31,7 +32,6 @@ pub(crate) use backoff::Backoff;
 use super::figures::{Figures, add, put};
 use super::worker::Shared;
 use crate::loss::{Cause, Ledger};
-use crate::telemetry::chain;
 use crate::tls::{Files, Look, Reloading, TlsError};
 use crate::wire::{Ack, Batch, Drop, DroptailerClient, MOST_BATCH_BYTES, SERVER_NAME};
 

@@ -6,16 +6,16 @@
 //! ```
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use fw_edge::socket::Listening;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Semaphore, broadcast};
 use tokio::time::{sleep, timeout};
@@ -57,8 +57,8 @@ impl Server {
     /// Binds, and serves until dropped; a client without a socket still is one.
     pub(crate) async fn serve(self: Arc<Self>, path: PathBuf) {
         loop {
-            match bind(&path) {
-                Ok(listener) => self.accept(&listener).await,
+            match Listening::bind(&path) {
+                Ok(listening) => self.accept(&listening).await,
                 Err(error) => {
                     warn!("the socket {} cannot be bound: {error}", path.display());
                     sleep(PATIENCE).await;
@@ -67,10 +67,10 @@ impl Server {
         }
     }
 
-    async fn accept(self: &Arc<Self>, listener: &UnixListener) {
+    async fn accept(self: &Arc<Self>, listening: &Listening) {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok((stream, _)) = listener.accept().await else {
+            let Ok(stream) = listening.accept().await else {
                 sleep(Duration::from_millis(100)).await;
                 continue;
             };
@@ -147,25 +147,4 @@ impl Server {
 async fn write(writer: &mut OwnedWriteHalf, value: &serde_json::Value) -> io::Result<()> {
     let line = value.to_string() + "\n";
     timeout(PATIENCE, writer.write_all(line.as_bytes())).await?
-}
-
-/// In place of one that nobody answers on; bound beside and renamed, so that it never has wider permissions.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory)?;
-    }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another client answers on it"));
-    }
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let beside = PathBuf::from(beside);
-    std::fs::remove_file(&beside).ok();
-    let listener = UnixListener::bind(&beside)?;
-    let placed = std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o660))
-        .and_then(|()| std::fs::rename(&beside, path));
-    if placed.is_err() {
-        std::fs::remove_file(&beside).ok();
-    }
-    placed.map(|()| listener)
 }

@@ -21,14 +21,6 @@ use tonic::{Request, Response, Status, Streaming};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_droptailer");
 const PATIENCE: Duration = Duration::from_secs(20);
-pub(crate) const RULES: &str = "table inet firewall {
-counter drop_logged { }
-chain forward {
-type filter hook forward priority 0; policy drop;
-counter name drop_logged log prefix \"nftables-firewall-dropped: \" group 1 snaplen 128 drop
-}
-}
-";
 
 /// What today's server does: one call, and it dislikes some records.
 #[derive(Clone, Default)]
@@ -89,7 +81,7 @@ fn serve(files: &Files, server: Old) -> SocketAddr {
 #[test]
 fn a_server_without_the_stream_gets_each_record_once_and_in_order_and_what_it_refuses_is_counted() {
     let lab = Lab::standard("old-server").unwrap();
-    nft::load(&lab.firewall, RULES).unwrap();
+    nft::load(&lab.firewall, crate::rig::RULES).unwrap();
     let directory = WorkDir::new("old-server").unwrap();
     let made =
         std::process::Command::new(BINARY).args(["certs", "--directory"]).arg(directory.path()).output();

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+
+use fw_testkit::monitoring::promtool;
 
 use crate::rig::Server;
 
@@ -40,14 +40,5 @@ fn the_table_of_the_servers_metrics_is_what_it_exposes_and_promtool_finds_no_fau
         section.lines().filter(|line| line.starts_with("| `")).map(str::to_owned).collect();
     assert_eq!(exposed(text), told);
 
-    let mut promtool = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("promtool, of Debian's package prometheus, is missing: {error}"));
-    promtool.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    let output = promtool.wait_with_output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(promtool(text).unwrap(), [""; 0]);
 }

@@ -25,6 +25,16 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Rules of a lab whose firewall drops and logs all.
+pub(crate) const RULES: &str = "table inet firewall {
+counter drop_logged { }
+chain forward {
+type filter hook forward priority 0; policy drop;
+counter name drop_logged log prefix \"nftables-firewall-dropped: \" group 1 snaplen 128 drop
+}
+}
+";
+
 /// Runs the program and gives what it says.
 pub(crate) fn droptailer(arguments: &[&str]) -> std::process::Output {
     Command::new(env!("CARGO_BIN_EXE_droptailer")).args(arguments).output().unwrap()

@@ -123,7 +123,7 @@ fn scrapes(duration: Duration) -> Result<Vec<String>> {
         while Instant::now() < until {
             let one = || {
                 let (scraper, config) = (Arc::clone(&scraper), Arc::clone(&config));
-                tokio::spawn(async move { scrape::text(scraper.scrape(&config).await) })
+                tokio::spawn(async move { scrape::text(scraper.scrape(&config, 0).await) })
             };
             let tasks = [one(), one(), one(), one()];
             for task in tasks {

@@ -3,10 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fw_testkit::monitoring::promtool;
 use fw_testkit::{Netns, Process, WorkDir, nft};
 use nix::sys::signal::Signal;
 
@@ -63,21 +64,6 @@ fn start(ns: &Netns, config: &str, more: &[&str]) -> Result<Process> {
     let mut command = ns.command(BINARY);
     command.args(["--config", config]).args(more);
     Process::spawn(command)
-}
-
-/// What promtool complains about.
-fn promtool(text: &str) -> Result<Vec<String>> {
-    let mut child = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("promtool is missing: apt-get install prometheus")?;
-    child.stdin.take().context("no stdin")?.write_all(text.as_bytes())?;
-    let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-    Ok(said.lines().map(str::to_owned).collect())
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(crate) fn alone() -> Config {
 pub(crate) fn scrape(ns: &Netns, config: &Config) -> Result<String> {
     ns.run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        Ok(runtime.block_on(async { scrape::text(Scraper::default().scrape(config).await) }))
+        Ok(runtime.block_on(async { scrape::text(Scraper::default().scrape(config, 0).await) }))
     })?
 }
 

@@ -1,8 +1,8 @@
 //! Today's droptailer client and server (github.com/metal-stack/droptailer), which are programs not written here.
 //!
-//! Their module cannot be had from the module proxy, so nothing builds them: whoever has built them names their
-//! directory in [`VARIABLE`], and runs these tests by `cargo test -p fw-droptailer --test it today -- --ignored`.
-//! CONTRIBUTING.md says how.
+//! Their module cannot be had from the module proxy, so nothing builds them, and `cargo test` leaves this target out:
+//! whoever has built them names their directory and runs `make today FW_TODAY=DIRECTORY`. CONTRIBUTING.md says how.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -16,8 +16,15 @@ use fw_testkit::traffic::craft::{Crafted, Tag};
 use fw_testkit::traffic::inject::Injector;
 use fw_testkit::{Process, WorkDir, nft};
 
-use crate::journal::{Journald, fields, write};
-use crate::rig::{PATIENCE, Server, certificates};
+use journald::{Journald, fields, write};
+use rig::{PATIENCE, RULES, Server, certificates};
+
+#[path = "../it/journald.rs"]
+#[allow(dead_code, reason = "the tests beside it use the rest")]
+mod journald;
+#[path = "../it/rig.rs"]
+#[allow(dead_code, reason = "the tests beside it use the rest")]
+mod rig;
 
 const VARIABLE: &str = "FW_TODAY";
 /// In a namespace of the lab's own.
@@ -25,7 +32,7 @@ const PORT: &str = "50051";
 
 /// One of today's programs; fails with the reason where there is none.
 fn today(name: &str) -> PathBuf {
-    let how = "build them by hand and name their directory, see CONTRIBUTING.md";
+    let how = "build it by hand and run `make today FW_TODAY=DIRECTORY`, see CONTRIBUTING.md";
     let directory = std::env::var_os(VARIABLE)
         .unwrap_or_else(|| panic!("today's droptailer is absent, for {VARIABLE} is not set: {how}"));
     let path = PathBuf::from(directory).join(name);
@@ -45,11 +52,10 @@ fn read(printed: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
-#[ignore = "needs today's droptailer, which nothing here builds: FW_TODAY=DIRECTORY, see CONTRIBUTING.md"]
 fn todays_server_prints_each_record_of_our_client_once_and_in_order_as_ours_would() {
     let program = today("droptailer-server");
     let lab = Lab::standard("today").unwrap();
-    nft::load(&lab.firewall, crate::client::RULES).unwrap();
+    nft::load(&lab.firewall, RULES).unwrap();
     let work = WorkDir::new("today-server").unwrap();
     certificates(work.path());
     let mut command = lab.firewall.command(program);
@@ -93,7 +99,6 @@ fn todays_server_prints_each_record_of_our_client_once_and_in_order_as_ours_woul
 }
 
 #[test]
-#[ignore = "needs today's droptailer, which nothing here builds: FW_TODAY=DIRECTORY, see CONTRIBUTING.md"]
 fn our_server_prints_each_line_that_todays_client_reads_in_the_journal() {
     let program = today("droptailer-client");
     let server = Server::start("today-client", &[]);
