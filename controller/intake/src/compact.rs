@@ -85,7 +85,6 @@ impl<'de> Deserialize<'de> for Compact {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use serde_json::json;
 
     use super::*;
 

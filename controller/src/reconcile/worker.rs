@@ -22,6 +22,8 @@ const HOST_INTERVAL: Duration = Duration::from_secs(60);
 const SEEK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often counters are handed to the memory.
 const RECORD_INTERVAL: Duration = Duration::from_secs(60);
+/// In a burst of objects they are enforced with this pause between: each time everything is compiled anew.
+const BURST_PAUSE: Duration = Duration::from_millis(150);
 /// Readings of the counters on demand are at least this far apart.
 const FRESH_ENOUGH: Duration = Duration::from_millis(50);
 
@@ -52,7 +54,7 @@ pub enum Job {
     Flush(oneshot::Sender<Result<(), String>>),
     /// Enforce again.
     UndoFlush(oneshot::Sender<()>),
-    /// Answered when everything before is done: the sign of life for the watchdog.
+    /// Answered when its turn comes: the sign of life for the watchdog.
     Ping(oneshot::Sender<()>),
     /// Leave, rules in place.
     Stop(oneshot::Sender<()>),
@@ -78,6 +80,7 @@ pub fn start(reconciler: Reconciler, outputs: Outputs, counter_interval: Duratio
             counters_at: Instant::now(),
             host_at: Instant::now() + HOST_INTERVAL,
             record_at: Instant::now() + RECORD_INTERVAL,
+            waiting: Waiting::default(),
         }
         .run(&jobs);
     });
@@ -91,6 +94,32 @@ struct Worker {
     counters_at: Instant,
     host_at: Instant,
     record_at: Instant,
+    waiting: Waiting,
+}
+
+/// Objects that are still to be enforced.
+#[derive(Default)]
+struct Waiting {
+    /// The last ones, and when the first of those that they stand for were given.
+    objects: Option<(Arc<Snapshot>, Instant)>,
+    /// When the last enforcement ended, and how many have been given before that and were too late for it.
+    ended: Option<Instant>,
+    late: u32,
+}
+
+impl Waiting {
+    fn take(&mut self, snapshot: Arc<Snapshot>, given: Instant) {
+        let first = self.objects.take().map_or(given, |(_, first)| first.min(given));
+        self.objects = Some((snapshot, first));
+        self.late += u32::from(self.ended.is_some_and(|ended| given < ended));
+    }
+
+    /// When they are to be enforced: at once, or later in a burst. One edit that comes while another one is enforced is no
+    /// burst yet.
+    fn due(&self) -> Option<Instant> {
+        let (_, given) = self.objects.as_ref()?;
+        Some(self.ended.filter(|_| self.late > 1).map_or(*given, |ended| ended + BURST_PAUSE))
+    }
 }
 
 impl Worker {
@@ -107,36 +136,37 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => self.tick(),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+            if self.waiting.due().is_some_and(|due| due <= Instant::now()) {
+                self.enforce();
+            }
         }
     }
 
     fn next_deadline(&self) -> Instant {
         let timers = [self.counters_at, self.host_at, self.record_at];
-        let first = timers.into_iter().chain(self.reconciler.retry_at()).min();
+        let first = timers.into_iter().chain(self.reconciler.retry_at()).chain(self.waiting.due()).min();
         first.unwrap_or(self.counters_at)
     }
 
-    /// Does a job and all that came meanwhile; of several snapshots only the last counts. True to leave.
+    /// Does a job and all that came meanwhile, but for objects, which only wait: the last ones count. True to leave.
     fn take(&mut self, first: Job, jobs: &Receiver<Job>) -> bool {
-        let mut waiting: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).collect();
-        let last_objects = waiting.iter().rposition(|job| matches!(job, Job::Objects(..)));
-        for (index, job) in waiting.drain(..).enumerate() {
-            let outdated = matches!(job, Job::Objects(..)) && Some(index) != last_objects;
-            if !outdated && self.perform(job) {
-                return true;
-            }
-        }
-        false
+        // What comes while they are done waits for its turn behind the objects.
+        let batch: Vec<Job> = std::iter::once(first).chain(jobs.try_iter()).collect();
+        batch.into_iter().any(|job| self.perform(job))
+    }
+
+    fn enforce(&mut self) {
+        let Some((snapshot, given)) = self.waiting.objects.take() else { return };
+        self.reconciler.objects(snapshot, Instant::now());
+        self.reconciler.note_lag(given);
+        self.publish();
+        self.waiting = Waiting { ended: Some(Instant::now()), ..Waiting::default() };
     }
 
     fn perform(&mut self, job: Job) -> bool {
         let now = Instant::now();
         match job {
-            Job::Objects(snapshot, given) => {
-                self.reconciler.objects(snapshot, now);
-                self.reconciler.note_lag(given);
-                self.publish();
-            }
+            Job::Objects(snapshot, given) => self.waiting.take(snapshot, given),
             Job::Drift(drift) => {
                 self.reconciler.drifted(&drift, now);
                 self.publish();
@@ -172,6 +202,7 @@ impl Worker {
                 done.send(()).ok();
             }
             Job::Stop(done) => {
+                self.enforce();
                 self.read_counters();
                 self.reconciler.note_kernel();
                 done.send(()).ok();
@@ -222,5 +253,47 @@ impl Worker {
             }
             differs
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test stops where it fails")]
+
+    use super::*;
+
+    fn noted(note: &str) -> Arc<Snapshot> {
+        Arc::new(Snapshot { note: note.to_owned(), ..Snapshot::default() })
+    }
+
+    /// What waits after an enforcement that ended at `ended`, of objects given that long before or after.
+    fn after(ended: Instant, given: &[(i32, &str)]) -> Waiting {
+        let mut waiting = Waiting { ended: Some(ended), ..Waiting::default() };
+        for (at, note) in given {
+            let away = Duration::from_millis(at.unsigned_abs().into());
+            waiting.take(noted(note), if *at < 0 { ended - away } else { ended + away });
+        }
+        waiting
+    }
+
+    #[test]
+    fn a_single_edit_is_enforced_at_once_also_when_it_comes_during_another_one() {
+        let ended = Instant::now();
+        let mut first = Waiting::default();
+        assert_eq!(first.due(), None);
+        first.take(noted("first"), ended);
+        assert_eq!(first.due(), Some(ended));
+        for given in [&[(-20, "one")][..], &[(20, "one")], &[(-20, "one"), (5, "two")]] {
+            assert!(after(ended, given).due().unwrap() <= ended + Duration::from_millis(20), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn a_burst_waits_and_of_its_objects_the_last_count_since_the_first() {
+        let ended = Instant::now();
+        let waiting = after(ended, &[(-30, "one"), (-10, "two"), (40, "three")]);
+        assert_eq!(waiting.due(), Some(ended + BURST_PAUSE));
+        let (snapshot, given) = waiting.objects.unwrap();
+        assert_eq!((snapshot.note.as_str(), given), ("three", ended - Duration::from_millis(30)));
     }
 }
