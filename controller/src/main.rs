@@ -6,12 +6,11 @@ use clap::Parser;
 use fw_controller::config::{self, Cli};
 use fw_controller::{commands, telemetry};
 
-/// Every edit has all policies compiled anew, which is hundreds of thousands of small pieces of memory: with glibc's
-/// allocator an edit took twice as long, and what was freed stayed with the process.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: fw_memory::Allocator = fw_memory::Allocator;
 
 fn main() -> ExitCode {
+    fw_memory::give_back_at_once();
     let cli = Cli::parse_from(config::with_subcommand(std::env::args_os()));
     telemetry::start(cli.log_level);
     commands::execute(cli.command)

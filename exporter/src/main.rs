@@ -42,11 +42,11 @@ fn two_dashes(argument: String) -> String {
     if matches!(name, "-config" | "-version" | "-help") { format!("-{argument}") } else { argument }
 }
 
-/// A scrape is tens of thousands of small pieces of memory, which glibc's allocator would take longer for, and keep.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: fw_memory::Allocator = fw_memory::Allocator;
 
 fn main() -> ExitCode {
+    fw_memory::give_back_at_once();
     let arguments = Arguments::parse_from(std::env::args().map(two_dashes));
     let log = start_log();
     let result = arguments.load().map_err(|error| chain(&error)).and_then(|config| {

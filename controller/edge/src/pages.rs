@@ -21,7 +21,7 @@ use tracing::debug;
 pub const MAX_CONNECTIONS: usize = 16;
 /// Prometheus' text format.
 pub const TEXT_FORMAT: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-/// For a request's head to arrive.
+/// For a request's head to arrive, and for an answer to be fetched once its connection's time is over.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After an accept that failed, for want of descriptors say: the next one would fail as fast.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -56,7 +56,8 @@ pub struct Door {
 }
 
 impl Door {
-    /// `lifetime` is the longest of a connection, whatever it does: whoever reads that slowly begins again.
+    /// `lifetime` is the longest of a connection, whatever it does, but for some seconds to fetch the last answer: whoever
+    /// reads that slowly begins again.
     pub fn new(when_full: WhenFull, lifetime: Duration) -> Self {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         Self { when_full, lifetime, places, turned_away: AtomicU64::new(0) }
@@ -98,7 +99,14 @@ impl Door {
                     .timer(TokioTimer::new())
                     .header_read_timeout(PATIENCE)
                     .serve_connection(TokioIo::new(stream), answer);
-                match timeout(lifetime, connection).await {
+                tokio::pin!(connection);
+                let mut ended = timeout(lifetime, connection.as_mut()).await;
+                if ended.is_err() {
+                    // A scrape that is being answered gets the rest of its answer.
+                    connection.as_mut().graceful_shutdown();
+                    ended = timeout(PATIENCE, connection).await;
+                }
+                match ended {
                     Ok(Ok(())) => {}
                     // How a scraper goes away is its own business.
                     Ok(Err(error)) => debug!("a connection broke: {error}"),
@@ -219,6 +227,23 @@ mod tests {
         };
         // Closed, or reset in the middle of a request: either way it ends.
         timeout(DEADLINE, asking).await.unwrap().ok();
+    }
+
+    #[tokio::test]
+    async fn what_is_being_answered_at_the_end_of_a_lifetime_is_answered_whole() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let door = Door::new(WhenFull::Wait, Duration::from_millis(100));
+            let slow = |_| async {
+                sleep(Duration::from_millis(400)).await;
+                page(StatusCode::OK, "all of it".to_owned())
+            };
+            door.serve(&listener, slow).await;
+        });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        assert!(rest(stream).await.ends_with("all of it"));
     }
 
     #[tokio::test]
