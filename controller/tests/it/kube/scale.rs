@@ -19,7 +19,7 @@ use crate::traffic::INTERNET;
 const PORT: u16 = 30_000;
 /// Kilobytes that may be resident at any moment, with no object and for each policy with its share of Services: together
 /// 150 MB for 5,000.
-const RESIDENT: (u64, u64) = (30_000, 24);
+const RESIDENT: (u64, u64) = (50_000, 20);
 /// Policies that are applied at once, and transactions that they may take.
 const BURST: u16 = 500;
 const TRANSACTIONS: u64 = 60;
