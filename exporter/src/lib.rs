@@ -6,7 +6,7 @@
 //! | [`series`] | label sets with their values, equal ones summed | none |
 //! | [`exposition`] | Prometheus' text format: checks that of others | none |
 //! | [`families`] | the families of a scrape: names, help, and the text piece by piece | none |
-//! | [`ruleset`] | reads nftables | netlink |
+//! | [`ruleset`] | reads nftables, its rules by two threads | netlink |
 //! | [`sources`] | asks the controller and the droptailer client for theirs | unix sockets |
 //! | [`process`] | this process | `/proc/self` |
 //! | [`scrape`] | one answer from all of them; scrapes at one time share a read | all of the above |
@@ -17,6 +17,7 @@ pub mod exposition;
 pub mod families;
 pub mod labels;
 pub mod process;
+mod rules;
 pub mod ruleset;
 pub mod scrape;
 pub mod series;

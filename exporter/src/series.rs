@@ -20,6 +20,8 @@ struct Entry<const N: usize> {
     start: usize,
     end: usize,
     values: [u64; N],
+    /// Label sets that were added to it.
+    times: u64,
 }
 
 impl<const N: usize> Series<N> {
@@ -30,8 +32,21 @@ impl<const N: usize> Series<N> {
 
     /// Adds a label set that `write` writes.
     pub fn add(&mut self, values: [u64; N], write: impl FnOnce(&mut Labels<'_>)) {
+        self.append(values, 1, |text| write(&mut Labels::new(text)));
+    }
+
+    /// Adds all of another one, in its order.
+    pub fn merge(&mut self, other: &Self) {
+        for entry in &other.entries {
+            let labels = other.labels.get(entry.start..entry.end).unwrap_or_default();
+            self.append(entry.values, entry.times, |text| text.push_str(labels));
+        }
+        self.left_out = self.left_out.saturating_add(other.left_out);
+    }
+
+    fn append(&mut self, values: [u64; N], times: u64, write: impl FnOnce(&mut String)) {
         let start = self.labels.len();
-        write(&mut Labels { text: &mut self.labels, first: true });
+        write(&mut self.labels);
         let end = self.labels.len();
         let hash = fast_hash(self.labels.get(start..end).unwrap_or_default().as_bytes());
         let mut salt = 0;
@@ -40,16 +55,17 @@ impl<const N: usize> Series<N> {
                 && self.labels.get(entry.start..entry.end) == self.labels.get(start..end)
             {
                 entry.values = std::array::from_fn(|at| entry.values[at].saturating_add(values[at]));
+                entry.times = entry.times.saturating_add(times);
                 return self.labels.truncate(start);
             }
             salt += 1;
         }
         if self.entries.len() >= self.bound {
-            self.left_out = self.left_out.saturating_add(1);
+            self.left_out = self.left_out.saturating_add(times);
             return self.labels.truncate(start);
         }
         self.places.insert((hash, salt), self.entries.len());
-        self.entries.push(Entry { start, end, values });
+        self.entries.push(Entry { start, end, values, times });
     }
 
     /// Gives back what only adding needs.
@@ -167,6 +183,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn parts_merged_in_order_are_as_one(
+            list in prop::collection::vec(("[ab]{0,3}", 0_u64..9), 0..60),
+            bound in 0_usize..20,
+            at in 0_usize..60,
+        ) {
+            let of = |list: &[(String, u64)], bound| {
+                let mut series = Series::<1>::new(bound);
+                for (name, value) in list {
+                    series.add([*value], |labels| labels.add("n", name));
+                }
+                series
+            };
+            let (first, second) = list.split_at(at.min(list.len()));
+            let (whole, mut merged) = (of(&list, bound), Series::new(bound));
+            merged.merge(&of(first, 1000));
+            merged.merge(&of(second, 1000));
+            prop_assert_eq!(read(&merged), read(&whole));
+            prop_assert_eq!(merged.left_out(), whole.left_out());
+        }
+
         #[test]
         fn equal_label_sets_are_summed_as_a_map_would(list in prop::collection::vec(("[ab\"\\\\]{0,3}", 0_u64..9), 0..60)) {
             let mut series = Series::<1>::new(1000);
