@@ -1,10 +1,10 @@
 //! Two firewalls in front of one cluster, which must never fight.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use fw_testkit::cluster::Call;
+use fw_testkit::cluster::{Call, Fault};
 use serde_json::Value;
 
 use crate::daemon::eventually;
@@ -15,6 +15,13 @@ use super::field::{Field, Machine};
 
 /// Longer than a round of writes, the pauses after them, and the interval of a Firewall's status.
 const QUIET: Duration = Duration::from_secs(12);
+
+/// Longer than two firewalls need to enforce one policy, one after the other.
+const SAME_MOMENT: Duration = Duration::from_secs(1);
+/// Longer than the pauses before a first and a second correction.
+const SETTLED: Duration = Duration::from_secs(4);
+/// A policy takes each of two firewalls a write or two, and one correction each.
+const MAX_WRITES: usize = 2 * 2 * 3;
 
 /// The standard Firewall under a name, with an address in the private network, and more of its spec.
 fn firewall(name: &str, address: &str, lines: &str) -> String {
@@ -45,6 +52,23 @@ fn versions(field: &Field, plural: &str) -> Result<BTreeMap<String, String>> {
         .collect())
 }
 
+/// The versions of the policies once nobody has written for a while. Two that write at the same moment may each correct
+/// once more what the other one did not know yet; the pause before that is one second, then two.
+fn settled_policies(field: &Field) -> Result<BTreeMap<String, String>> {
+    let read = || versions(field, "clusterwidenetworkpolicies");
+    let (mut seen, mut since) = (read()?, Instant::now());
+    let deadline = since + Duration::from_secs(60);
+    while since.elapsed() < SETTLED {
+        ensure!(Instant::now() < deadline, "still written after a minute: {seen:?}");
+        std::thread::sleep(Duration::from_millis(200));
+        let now = read()?;
+        if now != seen {
+            (seen, since) = (now, Instant::now());
+        }
+    }
+    Ok(seen)
+}
+
 /// What each firewall says of a policy.
 fn voices(object: &Value) -> BTreeMap<String, String> {
     let voices = object["status"]["firewalls"].as_array().cloned().unwrap_or_default();
@@ -60,6 +84,12 @@ fn is_write_of_policies(call: &Call) -> bool {
 fn two_firewalls_say_each_their_own_and_then_are_quiet() -> Result<()> {
     let (field, second) = pair("k-pair")?;
     field.cluster.apply(&policy("both", "{egress: [{to: [{cidr: 203.0.113.0/28}]}]}"))?;
+    // Neither of them knows what the other one says when it writes.
+    for faults in [&field.faults, &second.faults] {
+        faults.inject(usize::MAX, Fault::Delay(SAME_MOMENT), |call| {
+            is_write_of_policies(call) && call.name == "one"
+        });
+    }
     field.cluster.apply(&policy("one", "{egress: [{to: [{cidr: 198.51.100.0/24}]}]}"))?;
     let expected = |first: &str, other: &str| -> BTreeMap<String, String> {
         [("firewall", first), ("second", other)]
@@ -78,15 +108,17 @@ fn two_firewalls_say_each_their_own_and_then_are_quiet() -> Result<()> {
     assert!(fire(&field.lab, &[out("198.51.100.7", 443)])?[0], "the first firewall has it in force");
     assert!(!fire(&second.lab, &[out("198.51.100.7", 443)])?[0], "the second one does not");
 
-    let before = versions(&field, plural)?;
+    let before = settled_policies(&field)?;
+    let writes = || -> Vec<Call> {
+        let calls = [&field.faults, &second.faults].map(|faults| faults.calls());
+        calls.into_iter().flatten().filter(is_write_of_policies).collect()
+    };
+    ensure!(writes().len() <= MAX_WRITES, "too many to agree: {:#?}", writes());
     field.faults.clear_calls();
     second.faults.clear_calls();
     std::thread::sleep(QUIET);
     assert_eq!(versions(&field, plural)?, before, "nobody writes what is said already");
-    for faults in [&field.faults, &second.faults] {
-        let writes: Vec<Call> = faults.calls().into_iter().filter(is_write_of_policies).collect();
-        ensure!(writes.is_empty(), "writes without a change: {writes:#?}");
-    }
+    ensure!(writes().is_empty(), "writes without a change: {:#?}", writes());
     for (name, machine) in [("firewall", &field.daemon), ("second", &second.daemon)] {
         let object = field.object("firewalls", name)?;
         assert_eq!(object["status"]["state"], "enforcing", "{name}: {}", machine.lines()?.join("\n"));
