@@ -338,9 +338,8 @@ impl Server {
         let mut view = View::clone(&self.latest());
         view.problems.extend(self.problems.lines());
         let names = self.names.show(names::Question::Summary).await.unwrap_or(Value::Null);
-        let mut status =
-            status::status(&view, &self.identification, self.counters.value(), SystemTime::now());
-        status::add_names(&mut status, names);
+        let (of, socket) = (&self.identification, self.counters.value());
+        let mut status = status::status(&view, of, names, socket, SystemTime::now());
         self.ids.add_to_status(&mut status);
         serde_json::to_value(status).unwrap_or(Value::Null)
     }

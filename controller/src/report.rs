@@ -9,7 +9,7 @@ mod interval;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use fw_crds::FqdnAddresses;
 use fw_intake::{Id, Manifest, Severity};
@@ -89,7 +89,7 @@ pub fn report(view: &View, names: &Value, of: &Identification, before: &Report) 
     };
     let versions = Versions::of(&wanted.objects);
     let policies = policies(view, wanted, &versions, names, before);
-    let own = wanted.firewall.as_ref().and_then(|id| own(view, names, of, id, &versions));
+    let own = wanted.firewall.as_ref().and_then(|id| own(view, names, id, &versions));
     let complaints = complaints::complaints(view, own.as_ref(), &versions);
     Report { firewall: of.firewall.clone(), policies, own, complaints }
 }
@@ -207,17 +207,9 @@ fn addresses(
 }
 
 /// The status of the Firewall that counts, if the API server has one: a deleted one that stays in force has none.
-fn own(
-    view: &View,
-    names: &Value,
-    of: &Identification,
-    id: &Id,
-    versions: &Versions<'_>,
-) -> Option<FirewallReport> {
+fn own(view: &View, names: &Value, id: &Id, versions: &Versions<'_>) -> Option<FirewallReport> {
     let uid = versions.uid(id)?.to_owned();
-    let mut status = status::status(view, of, Value::Null, SystemTime::UNIX_EPOCH);
-    status::add_names(&mut status, names.clone());
-    let mut status = status.status.firewall;
+    let mut status = status::firewall(view, names);
     // A sign of life: when the kernel was last asked or changed. A controller that hangs does not move it.
     status.last_run = view.counters_read.max(view.last_run).map(rfc3339);
     let body = versions.0.get(id).map(|manifest| manifest.body.tree()).unwrap_or_default();

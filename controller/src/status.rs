@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::published::{Key, Published};
-use crate::reconcile::{Basis, DryRun, State, Tally, View};
+use crate::reconcile::{Basis, DryRun, Judged, State, Tally, View};
 use crate::source::SourceCounters;
 use crate::timestamp::rfc3339;
 
@@ -146,48 +146,62 @@ pub fn headline(view: &View) -> String {
     text
 }
 
-/// The status of a view.
-pub fn status(view: &View, of: &Identification, control_socket: Value, now: SystemTime) -> Status {
+/// The status of a view. `names`: what the thread of names says.
+pub fn status(
+    view: &View,
+    of: &Identification,
+    names: Value,
+    control_socket: Value,
+    now: SystemTime,
+) -> Status {
     let metadata = [("name", of.firewall.as_str()), ("namespace", fw_crds::NAMESPACE)];
-    let judged = view.enforced.as_ref().or(view.wanted.as_ref());
-    let state = headline(view);
-    let firewall = FirewallStatus {
-        state: Some(if is_enforcing(view) { "enforcing" } else { "not enforcing" }.to_owned()),
-        last_run: view.last_run.map(rfc3339),
-        message: Some(state),
-        controller_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        inside: judged.map(|judged| judged.inside.clone()),
-        writer: None,
-        stats: view.enforced.as_ref().map(|judged| stats(&judged.ruleset, &view.published)),
-    };
     Status {
         api_version: format!("{}/{}", fw_crds::GROUP, fw_crds::VERSION),
         kind: "Firewall".to_owned(),
         metadata: metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-        status: Body { firewall, controller: controller(view, of, control_socket, now) },
+        status: Body {
+            firewall: firewall(view, &names),
+            controller: Controller { names, ..controller(view, of, control_socket, now) },
+        },
     }
 }
 
-/// Adds what the thread of names says: early drops are policy drops, counted where they happened.
-pub fn add_names(status: &mut Status, names: Value) {
-    if let Some(stats) = &mut status.status.firewall.stats {
-        for place in ["xdp", "tcx"] {
-            for (reason, packets) in names["earlyDrops"][place].as_object().into_iter().flatten() {
-                let packets = packets.as_u64().unwrap_or_default();
-                let dropped = Counter { bytes: 0, packets };
-                stats.drops.entry(reason.clone()).or_default().insert(place.to_owned(), dropped);
-                let total = stats.drop_total.get_or_insert_default();
-                total.packets = total.packets.saturating_add(packets);
-            }
-        }
-        let early = names["earlyDrops"]["total"].as_u64().unwrap_or_default();
-        let not_logged = names["earlyDrops"]["notLogged"].as_u64().unwrap_or_default();
-        if let Some(log) = &mut stats.drop_log {
-            log.shown = log.shown.saturating_add(early.saturating_sub(not_logged));
-            log.suppressed = log.suppressed.saturating_add(not_logged);
+/// The part of it that goes to the API server.
+pub fn firewall(view: &View, names: &Value) -> FirewallStatus {
+    let judged = view.enforced.as_ref().or(view.wanted.as_ref());
+    let stats = |judged: &Judged| {
+        let mut stats = stats(&judged.ruleset, &view.published);
+        add_early_drops(&mut stats, &names["earlyDrops"]);
+        stats
+    };
+    FirewallStatus {
+        state: Some(if is_enforcing(view) { "enforcing" } else { "not enforcing" }.to_owned()),
+        last_run: view.last_run.map(rfc3339),
+        message: Some(headline(view)),
+        controller_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        inside: judged.map(|judged| judged.inside.clone()),
+        writer: None,
+        stats: view.enforced.as_deref().map(stats),
+    }
+}
+
+/// Early drops are policy drops, counted where they happened.
+fn add_early_drops(stats: &mut FirewallStats, early: &Value) {
+    for place in ["xdp", "tcx"] {
+        for (reason, packets) in early[place].as_object().into_iter().flatten() {
+            let packets = packets.as_u64().unwrap_or_default();
+            let dropped = Counter { bytes: 0, packets };
+            stats.drops.entry(reason.clone()).or_default().insert(place.to_owned(), dropped);
+            let total = stats.drop_total.get_or_insert_default();
+            total.packets = total.packets.saturating_add(packets);
         }
     }
-    status.status.controller.names = names;
+    let count = |key: &str| early[key].as_u64().unwrap_or_default();
+    let (total, not_logged) = (count("total"), count("notLogged"));
+    if let Some(log) = &mut stats.drop_log {
+        log.shown = log.shown.saturating_add(total.saturating_sub(not_logged));
+        log.suppressed = log.suppressed.saturating_add(not_logged);
+    }
 }
 
 /// True when a table of ours is in force.

@@ -81,7 +81,7 @@ fn the_headline_says_what_is_in_force() {
 fn a_status_survives_json_and_yaml() {
     let view = View { enforced: Some(crate::reconcile::Judged::base().into()), ..View::default() };
     let of = Identification { firewall: "fw1".to_owned(), ..Identification::default() };
-    let status = status(&view, &of, Value::Null, SystemTime::UNIX_EPOCH);
+    let status = status(&view, &of, Value::Null, Value::Null, SystemTime::UNIX_EPOCH);
     let value = serde_json::to_value(&status).unwrap();
     assert_eq!(value["metadata"], serde_json::json!({"name": "fw1", "namespace": "firewall"}));
     assert_eq!(value["status"]["controllerVersion"], env!("CARGO_PKG_VERSION"));

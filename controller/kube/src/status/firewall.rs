@@ -44,12 +44,28 @@ pub fn wanted(status: &FirewallStatus, observed: &Value, writer: &str) -> Value 
     value
 }
 
-/// True when what is there says something else than figures that are merely older.
+/// How much what is wanted differs from what is there, beside figures that are merely older.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// Not at all.
+    None,
+    /// In words, such as how many policies are in force.
+    Message,
+    /// In what is in force, where, or who says so.
+    State,
+}
+
+/// See [`News`].
 #[must_use]
-pub fn is_news(wanted: &Value, observed: &Value) -> bool {
-    ["state", "message", "controllerVersion", "inside", "writer"]
-        .iter()
-        .any(|key| wanted.get(key) != observed.get(key))
+pub fn news(wanted: &Value, observed: &Value) -> News {
+    let differs = |key: &str| wanted.get(key) != observed.get(key);
+    if ["state", "controllerVersion", "inside", "writer"].into_iter().any(differs) {
+        News::State
+    } else if differs("message") {
+        News::Message
+    } else {
+        News::None
+    }
 }
 
 /// What the schema would not take is not handed back to it.

@@ -12,6 +12,7 @@ use k8s_openapi::jiff::Timestamp;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::firewall::News;
 use super::fqdn::{self, Difference};
 use super::policy::{Present, merge};
 use super::voice::{Claim, Watcher};
@@ -204,13 +205,26 @@ fn ten_thousand_rules_fit_and_nothing_of_their_counters_is_lost() {
 }
 
 #[test]
+fn how_many_policies_there_are_is_less_urgent_than_whether_they_are_in_force() {
+    let status = |state: &str, message: &str| FirewallStatus {
+        state: Some(state.to_owned()),
+        message: Some(message.to_owned()),
+        ..FirewallStatus::default()
+    };
+    let wanted = |state, message| firewall::wanted(&status(state, message), &Value::Null, "fw");
+    let there = wanted("enforcing", "2000 policies");
+    assert_eq!(firewall::news(&wanted("enforcing", "2001 policies"), &there), News::Message);
+    assert_eq!(firewall::news(&wanted("not enforcing", "2001 policies"), &there), News::State);
+}
+
+#[test]
 fn counters_stay_until_they_are_read_again() {
     let with = FirewallStatus { stats: Some(FirewallStats::default()), ..FirewallStatus::default() };
     let there = firewall::wanted(&with, &Value::Null, "fw-1");
     let without = firewall::wanted(&FirewallStatus::default(), &there, "fw-1");
     assert_eq!(without["stats"], there["stats"]);
-    assert!(!firewall::is_news(&without, &there));
-    assert!(firewall::is_news(&firewall::wanted(&with, &there, "fw-2"), &there));
+    assert_eq!(firewall::news(&without, &there), News::None);
+    assert_eq!(firewall::news(&firewall::wanted(&with, &there, "fw-2"), &there), News::State);
     let garbage = json!({"stats": {"rules": {"accept": 7}}});
     assert_eq!(firewall::wanted(&FirewallStatus::default(), &garbage, "fw-1").get("stats"), None);
 }

@@ -15,11 +15,14 @@ use super::queue::pause;
 use super::request::{Failure, Target};
 use crate::cluster::{Cluster, Object, Watched};
 use crate::report::{FirewallReport, Report};
-use crate::status::firewall::{head, is_news, wanted};
+use crate::status::firewall::{News, head, news, wanted};
 use crate::status::voice::{Claim, Watcher};
 
 /// Between two writes, whatever happens.
 const LEAST_GAP: Duration = Duration::from_secs(1);
+/// Where there are thousands of rules a write keeps the API server and us busy for tens of milliseconds, in which edits
+/// wait. News of how many policies are in force may take one part in a hundred of the time.
+const COST_PARTS: u32 = 100;
 /// Longest pause after failures.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 
@@ -82,9 +85,19 @@ struct Desk<'a> {
 /// The last write, or attempt.
 struct Sent {
     at: Instant,
+    took: Duration,
     uid: String,
     /// Without the figures.
     head: Value,
+}
+
+/// From one write, which took so long, to the next one with such news.
+pub(super) fn gap(news: News, took: Duration, interval: Duration) -> Duration {
+    match news {
+        News::State => LEAST_GAP,
+        News::Message => took.saturating_mul(COST_PARTS).clamp(LEAST_GAP, interval.max(LEAST_GAP)),
+        News::None => interval,
+    }
 }
 
 impl Desk<'_> {
@@ -155,8 +168,7 @@ impl Desk<'_> {
             return sent.at + pause(LEAST_GAP, self.failures - 1, MAX_PAUSE);
         }
         // What was sent already and is not there still was not kept, or others wrote; at its interval it is sent again.
-        let is_news = is_news(head, observed) && is_news(head, &sent.head);
-        sent.at + if is_news { LEAST_GAP } else { interval }
+        sent.at + gap(news(head, observed).min(news(head, &sent.head)), sent.took, interval)
     }
 
     async fn write(
@@ -188,7 +200,7 @@ impl Desk<'_> {
                 self.failures = self.failures.saturating_add(1);
             }
         }
-        self.sent = Some(Sent { at, uid: own.uid.clone(), head });
+        self.sent = Some(Sent { at, took: at.elapsed(), uid: own.uid.clone(), head });
     }
 
     fn observed(&mut self, object: &Arc<Object>) -> Arc<Value> {

@@ -10,9 +10,11 @@ use proptest::prelude::*;
 use tokio::time::Instant;
 
 use super::events::event;
+use super::firewall::gap;
 use super::queue::{Bucket, Queue, pause};
 use super::request::manager;
 use crate::report::Complaint;
+use crate::status::firewall::News;
 
 #[test]
 fn a_failing_object_waits_longer_each_time_and_holds_up_no_other() {
@@ -121,4 +123,15 @@ proptest! {
             prop_assert_eq!(queue.len(), waits.len());
         }
     }
+}
+
+#[test]
+fn news_of_how_many_policies_there_are_waits_the_longer_the_more_a_write_costs() {
+    let interval = Duration::from_secs(10);
+    let after = |news, took| gap(news, Duration::from_millis(took), interval).as_millis();
+    assert_eq!(after(News::Message, 2), 1_000);
+    assert_eq!(after(News::Message, 40), 4_000);
+    assert_eq!(after(News::Message, 60_000), 10_000);
+    assert_eq!(after(News::State, 60_000), 1_000);
+    assert_eq!(after(News::None, 2), 10_000);
 }
