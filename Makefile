@@ -27,6 +27,8 @@ SOAKS := soak kills edits droplog droptailer:: names:: kube::outage kube::creden
 
 # What the tests that need a cluster run against; built once, outside of the checkout.
 APISERVER := deploy/scripts/cluster.sh
+# The same as two programs, as KUBEBUILDER_ASSETS has them.
+PROGRAMS := deploy/scripts/programs.sh
 # What people see the drop log with, and so does one test; built as the API server is. Without it that test fails.
 STERN := deploy/scripts/stern.sh
 
@@ -78,6 +80,7 @@ soak: tools apiserver ## the long forms of the tests
 	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --show-output $(SOAKS)
 	FW_KUBERNETES=newest $(CARGO) test -p fw-testkit -p fw-controller --features fw-controller/fault-injection --test it -- \
 		cluster faults
+	KUBEBUILDER_ASSETS=$$($(PROGRAMS)) $(CARGO) test -p fw-controller --features fault-injection --test it -- kube::users kube::pair
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh
