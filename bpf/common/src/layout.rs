@@ -3,9 +3,9 @@
 
 use crate::packet::Address;
 
-/// Version of all that is laid out here. A loader adopts pinned maps of this version only; raise it with every change
-/// of a key, a value or the meaning of either.
-pub const LAYOUT: u32 = 2;
+/// Version of all that is laid out here. A loader adopts pinned maps of this version only; raise it with every new map
+/// and every change of a key, a value or the meaning of either.
+pub const LAYOUT: u32 = 3;
 /// Steps of an [`Allow`].
 pub const STEPS: usize = 4;
 /// Cells of one [`Class`] slot.
@@ -152,7 +152,7 @@ pub mod call {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample {
-    /// CLOCK_MONOTONIC in nanoseconds, coarse.
+    /// CLOCK_MONOTONIC in nanoseconds, at most a tick old.
     pub at_ns: u64,
     /// Interface it came in by.
     pub ifindex: u32,

@@ -4,11 +4,16 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use crate::error::{Context as _, Error};
+
+/// How long a lock is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_PACE: Duration = Duration::from_millis(10);
 
 /// Makes `folder` one on a bpffs, mounting one there unless it is on one already.
 pub(crate) fn ensure(folder: &Path) -> Result<(), Error> {
@@ -30,13 +35,18 @@ fn is_bpffs(folder: &Path) -> io::Result<bool> {
     Ok(statfs(folder)?.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Keeps other processes out while the file is open.
+/// Keeps other processes out while the file is open. The lock belongs to the open file (flock(2)), so a child of who had it
+/// keeps it for a moment longer, between fork and exec.
 pub(crate) fn lock(folder: &Path) -> Result<File, Error> {
     let file = File::open(folder).context(|| format!("opening {}", folder.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::Busy(folder.to_owned())),
-        Err(fs::TryLockError::Error(error)) => Err(Error::call("locking the pins", error)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PACE),
+            Err(fs::TryLockError::WouldBlock) => return Err(Error::Busy(folder.to_owned())),
+            Err(fs::TryLockError::Error(error)) => return Err(Error::call("locking the pins", error)),
+        }
     }
 }
 

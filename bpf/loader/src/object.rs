@@ -59,8 +59,8 @@ impl Program {
 }
 
 /// The maps of the object.
-pub(crate) const MAPS: [&str; 9] =
-    ["CONFIG", "ALLOW4", "ALLOW6", "CLASSES", "STATIC4", "STATIC6", "DROPS", "RATES", "SAMPLES"];
+pub(crate) const MAPS: [&str; 10] =
+    ["CONFIG", "ALLOW4", "ALLOW6", "CLASSES", "STATIC4", "STATIC6", "DROPS", "RATES", "CLOCK", "SAMPLES"];
 
 /// Makes the maps of the object and pins them; those that are pinned already stay.
 pub(crate) fn make_maps(folder: &Path, sizes: &Sizes) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use fw_bpf_common::{
     Address, Allow, Class, Config, NO_CLASS, Sample, Step, Tables, cell_index, counter, owner,
@@ -35,9 +35,18 @@ pub(crate) static DROPS: PerCpuArray<u64, { counter::SLOTS as usize }> = PerCpuA
 #[btf_map]
 pub(crate) static RATES: PerCpuArray<Rate, 1> = PerCpuArray::new();
 #[btf_map]
+static CLOCK: PerCpuArray<Clock, 1> = PerCpuArray::new();
+#[btf_map]
 pub(crate) static SAMPLES: RingBuf<Sample, 262_144> = RingBuf::new();
 
-/// All maps, and the coarse clock: a few milliseconds old, a fraction of the cost.
+/// What CPUs remember of the clock.
+#[repr(C)]
+pub struct Clock {
+    tick: u64,
+    now_ns: u64,
+}
+
+/// All maps, and the clock.
 pub(crate) struct Maps;
 
 impl Tables for Maps {
@@ -120,9 +129,21 @@ pub extern "C" fn fw_index_in(class: u32, protocol: u32, port: u32) -> u64 {
     }
 }
 
-/// CLOCK_MONOTONIC in nanoseconds, coarse.
+/// CLOCK_MONOTONIC in nanoseconds, at most one tick old (1 to 10 ms).
+///
+/// A call of the kernel is the most that a packet costs where returns are guarded against speculation; the kernel's own
+/// coarse clock is two. The number of ticks is none: the verifier puts a load of `jiffies_64` in its place, and one of
+/// this CPU's slot (kernel/bpf/verifier.c, do_misc_fixups(); kernel/bpf/arraymap.c, percpu_array_map_gen_lookup()).
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
-    // SAFETY: takes nothing.
-    unsafe { bpf_ktime_get_coarse_ns() }
+    // SAFETY: both take nothing.
+    let (tick, read) = unsafe { (bpf_jiffies64(), || bpf_ktime_get_ns()) };
+    let Some(clock) = CLOCK.get_ptr_mut(0) else { return read() };
+    // SAFETY: the slot of this CPU. Where another packet comes in between, both write the time of this tick.
+    let clock = unsafe { &mut *clock };
+    if clock.tick != tick {
+        clock.now_ns = read();
+        clock.tick = tick;
+    }
+    clock.now_ns
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use fw_bpf_common::{Allow, Cell};
 
-/// CLOCK_MONOTONIC in nanoseconds, the clock of `bpf_ktime_get_coarse_ns`.
+/// CLOCK_MONOTONIC in nanoseconds, the clock of the eBPF programs.
 pub type Nanos = u64;
 
 /// One change of the data path's tables. In a list they stand in the order in which they must happen: a class exists

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fw_names::change::Nanos;
 use nix::time::{ClockId, clock_gettime};
 
-/// CLOCK_MONOTONIC in nanoseconds, the clock of `bpf_ktime_get_coarse_ns` (which lags it by some milliseconds).
+/// CLOCK_MONOTONIC in nanoseconds, the clock of the eBPF programs (theirs lags it by up to a tick, some milliseconds).
 pub fn monotonic() -> Nanos {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)

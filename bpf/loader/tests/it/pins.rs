@@ -121,8 +121,13 @@ fn two_processes_do_not_write_the_same_maps() {
     let pins = Pins::new();
     let first = pins.open();
     assert!(matches!(Datapath::open(&pins.options(SMALL)), Err(Error::Busy(_))));
-    drop(first);
+    // One that is just going is waited for.
+    let going = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(first);
+    });
     pins.open();
+    going.join().unwrap();
 }
 
 #[test]
