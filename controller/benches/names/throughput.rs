@@ -13,7 +13,7 @@ use crate::field::{CLOSE, Field, Plain, SINK, SOURCE, cluster, named};
 
 /// What is compared takes turns in short slices, and the best of each counts: a transfer keeps two cores busy, and what
 /// others on the machine take of them is no firewall's cost.
-const SLICES: usize = 5;
+const SLICES: usize = 9;
 const WARM_UP: Duration = Duration::from_millis(50);
 const SLICE: Duration = Duration::from_millis(120);
 
