@@ -80,7 +80,8 @@ soak: tools apiserver ## the long forms of the tests
 	FW_SOAK=1 $(CARGO) test -p fw-controller --features fault-injection --test it -- --show-output $(SOAKS)
 	FW_KUBERNETES=newest $(CARGO) test -p fw-testkit -p fw-controller --features fw-controller/fault-injection --test it -- \
 		cluster faults
-	KUBEBUILDER_ASSETS=$$($(PROGRAMS)) $(CARGO) test -p fw-controller --features fault-injection --test it -- kube::users kube::pair
+	assets=$$($(PROGRAMS)) && KUBEBUILDER_ASSETS=$$assets \
+		$(CARGO) test -p fw-controller --features fault-injection --test it -- kube::users kube::pair
 
 fuzz: tools      ## build the fuzz targets and run each for some seconds
 	deploy/scripts/fuzz.sh

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use fw_netlink::attr::DecodeError;
 use fw_netlink::message::{Head, Message, flag};
 use fw_netlink::nft::reading::{Match, RuleReader, Test};
 use fw_netlink::nft::steady::RuleOrder;
@@ -16,7 +15,7 @@ use fw_netlink::nft::{RuleView, SetView, message};
 use fw_netlink::socket::{Socket, SocketError};
 
 use crate::labels::{Collector, Elements, Matches};
-use crate::ruleset::{ChainKey, ReadOptions, family_name, head, note};
+use crate::ruleset::{ChainKey, ReadOptions, family_name, head, note, readable};
 use crate::series::{Labels, Series, hash};
 
 /// Threads at most: the rest of the machine forwards packets.
@@ -138,22 +137,16 @@ struct ChainReading<'a> {
 }
 
 impl ChainReading<'_> {
-    /// Counts what cannot be read.
-    fn readable<T>(&mut self, read: Result<T, DecodeError>) -> Option<T> {
-        if read.is_err() {
-            self.figures.unreadable = self.figures.unreadable.saturating_add(1);
-        }
-        read.ok()
-    }
-
     fn rule(&mut self, family: u8, message: &Message<'_>) {
-        let Some(rule) = self.readable(RuleView::decode(message.attrs())) else { return };
+        let Some(rule) = readable(RuleView::decode(message.attrs()), &mut self.figures.unreadable) else {
+            return;
+        };
         self.order.follow(rule.chain, rule.handle, rule.position);
         self.figures.count += 1;
-        let Some(Some(counter)) = self.readable(rule.counter()) else { return };
+        let Some(Some(counter)) = readable(rule.counter(), &mut self.figures.unreadable) else { return };
         let mut reader = RuleReader::new(family);
         for expr in rule.exprs() {
-            match self.readable(expr) {
+            match readable(expr, &mut self.figures.unreadable) {
                 Some(expr) => reader.read(&expr),
                 None => break,
             }

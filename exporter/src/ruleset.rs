@@ -167,21 +167,17 @@ impl Reader {
         }
     }
 
-    /// Counts what cannot be read.
-    fn readable<T>(&mut self, read: Result<T, DecodeError>) -> Option<T> {
-        if read.is_err() {
-            self.figures.unreadable = self.figures.unreadable.saturating_add(1);
-        }
-        read.ok()
-    }
-
     fn table(&mut self, family: u8, message: &Message<'_>) {
-        let Some(table) = self.readable(TableView::decode(message.attrs())) else { return };
+        let Some(table) = readable(TableView::decode(message.attrs()), &mut self.figures.unreadable) else {
+            return;
+        };
         self.tables.insert((family, table.name.to_vec()), 0);
     }
 
     fn chain(&mut self, family: u8, message: &Message<'_>) {
-        let Some(chain) = self.readable(ChainView::decode(message.attrs())) else { return };
+        let Some(chain) = readable(ChainView::decode(message.attrs()), &mut self.figures.unreadable) else {
+            return;
+        };
         if let Some(count) = self.tables.get_mut(&(family, chain.table.to_vec())) {
             *count += 1;
         }
@@ -189,7 +185,11 @@ impl Reader {
     }
 
     fn counter(&mut self, family: u8, message: &Message<'_>) {
-        let Some(Some(counter)) = self.readable(CounterView::decode(message.attrs())) else { return };
+        let Some(Some(counter)) =
+            readable(CounterView::decode(message.attrs()), &mut self.figures.unreadable)
+        else {
+            return;
+        };
         self.figures.counters.add([counter.counter.bytes, counter.counter.packets], |labels| {
             labels.add("family", &family_name(family));
             labels.add("name", &String::from_utf8_lossy(counter.name));
@@ -237,6 +237,14 @@ impl Reader {
         figures.rules.finish();
         figures
     }
+}
+
+/// Counts what cannot be read.
+pub(crate) fn readable<T>(read: Result<T, DecodeError>, unreadable: &mut u64) -> Option<T> {
+    if read.is_err() {
+        *unreadable = unreadable.saturating_add(1);
+    }
+    read.ok()
 }
 
 /// Counts a name; of too many distinct ones the rest is one.

@@ -136,14 +136,19 @@ pub extern "C" fn fw_index_in(class: u32, protocol: u32, port: u32) -> u64 {
 /// this CPU's slot (kernel/bpf/verifier.c, do_misc_fixups(); kernel/bpf/arraymap.c, percpu_array_map_gen_lookup()).
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
-    // SAFETY: both take nothing.
-    let (tick, read) = unsafe { (bpf_jiffies64(), || bpf_ktime_get_ns()) };
-    let Some(clock) = CLOCK.get_ptr_mut(0) else { return read() };
+    // SAFETY: takes nothing.
+    let tick = unsafe { bpf_jiffies64() };
     // SAFETY: the slot of this CPU. Where another packet comes in between, both write the time of this tick.
-    let clock = unsafe { &mut *clock };
-    if clock.tick != tick {
-        clock.now_ns = read();
-        clock.tick = tick;
+    let clock = CLOCK.get_ptr_mut(0).map(|clock| unsafe { &mut *clock });
+    if let Some(clock) = &clock
+        && clock.tick == tick
+    {
+        return clock.now_ns;
     }
-    clock.now_ns
+    // SAFETY: takes nothing.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if let Some(clock) = clock {
+        *clock = Clock { tick, now_ns };
+    }
+    now_ns
 }

@@ -26,11 +26,12 @@ fn main() -> Result<ExitCode> {
     }
     let mut table = Table::new();
     // A part alone, for who works on it.
-    if std::env::args().any(|argument| argument == "answers") {
+    let only = |what: &str| std::env::args().any(|argument| argument == what);
+    if only("answers") {
         answers::measure(&mut table, &Field::start("tcx")?, &Plain::start()?)?;
         return show(&table);
     }
-    if std::env::args().any(|argument| argument == "bytes") {
+    if only("bytes") {
         throughput::bytes(&mut table, [&Field::start("tcx")?, &Field::start("off")?], &Plain::start()?)?;
         return show(&table);
     }

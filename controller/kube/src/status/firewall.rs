@@ -49,9 +49,9 @@ pub fn wanted(status: &FirewallStatus, observed: &Value, writer: &str) -> Value 
 pub enum News {
     /// Not at all.
     None,
-    /// In words, such as how many policies are in force.
-    Message,
-    /// In what is in force, where, or who says so.
+    /// In a number of the message: how many policies are in force.
+    Number,
+    /// In what is in force or wrong, where, or who says so.
     State,
 }
 
@@ -61,11 +61,19 @@ pub fn news(wanted: &Value, observed: &Value) -> News {
     let differs = |key: &str| wanted.get(key) != observed.get(key);
     if ["state", "controllerVersion", "inside", "writer"].into_iter().any(differs) {
         News::State
-    } else if differs("message") {
-        News::Message
-    } else {
+    } else if !differs("message") {
         News::None
+    } else if words(wanted) == words(observed) {
+        News::Number
+    } else {
+        News::State
     }
+}
+
+/// The message without its numbers.
+fn words(status: &Value) -> Option<String> {
+    let message = status.get("message")?.as_str()?;
+    Some(message.chars().filter(|c| !c.is_ascii_digit()).collect())
 }
 
 /// What the schema would not take is not handed back to it.

@@ -213,7 +213,9 @@ fn how_many_policies_there_are_is_less_urgent_than_whether_they_are_in_force() {
     };
     let wanted = |state, message| firewall::wanted(&status(state, message), &Value::Null, "fw");
     let there = wanted("enforcing", "2000 policies");
-    assert_eq!(firewall::news(&wanted("enforcing", "2001 policies"), &there), News::Message);
+    assert_eq!(firewall::news(&wanted("enforcing", "2001 policies"), &there), News::Number);
+    let refused = "2001 policies; the last change was not applied: no memory";
+    assert_eq!(firewall::news(&wanted("enforcing", refused), &there), News::State, "what is wrong is urgent");
     assert_eq!(firewall::news(&wanted("not enforcing", "2001 policies"), &there), News::State);
 }
 

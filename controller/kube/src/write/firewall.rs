@@ -95,7 +95,7 @@ struct Sent {
 pub(super) fn gap(news: News, took: Duration, interval: Duration) -> Duration {
     match news {
         News::State => LEAST_GAP,
-        News::Message => took.saturating_mul(COST_PARTS).clamp(LEAST_GAP, interval.max(LEAST_GAP)),
+        News::Number => took.saturating_mul(COST_PARTS).clamp(LEAST_GAP, interval.max(LEAST_GAP)),
         News::None => interval,
     }
 }

@@ -129,9 +129,9 @@ proptest! {
 fn news_of_how_many_policies_there_are_waits_the_longer_the_more_a_write_costs() {
     let interval = Duration::from_secs(10);
     let after = |news, took| gap(news, Duration::from_millis(took), interval).as_millis();
-    assert_eq!(after(News::Message, 2), 1_000);
-    assert_eq!(after(News::Message, 40), 4_000);
-    assert_eq!(after(News::Message, 60_000), 10_000);
+    assert_eq!(after(News::Number, 2), 1_000);
+    assert_eq!(after(News::Number, 40), 4_000);
+    assert_eq!(after(News::Number, 60_000), 10_000);
     assert_eq!(after(News::State, 60_000), 1_000);
     assert_eq!(after(News::None, 2), 10_000);
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::Process;
 use crate::netns::run_to_end;
@@ -65,11 +65,17 @@ pub(super) fn serve(directory: &Path) -> Result<Process> {
     let mut command = Command::new(path()?);
     command.args(["serve", "--watch-stdin", "--dir"]).arg(directory);
     let process = Process::spawn_with_open_stdin(command)?;
-    process.wait_for_line("started in ", START_PATIENCE).with_context(|| {
+    let started = process.wait_for_line("started in ", START_PATIENCE).with_context(|| {
         let log = std::fs::read_to_string(directory.join("log")).unwrap_or_default();
         let last: Vec<&str> = log.lines().rev().take(20).collect();
         let last: Vec<&str> = last.into_iter().rev().collect();
         format!("the API server did not start; its log ends with:\n{}", last.join("\n"))
     })?;
+    // Who asks for programs of their own is not to be given ours.
+    let assets = std::env::var("KUBEBUILDER_ASSETS").unwrap_or_default();
+    ensure!(
+        assets.is_empty() || started.ends_with(&format!("with programs in {assets}")),
+        "KUBEBUILDER_ASSETS is {assets}, and the API server was {started:?}"
+    );
     Ok(process)
 }
